@@ -9,7 +9,7 @@ as the framework's object, as :attr:`Candidate.native` is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -116,6 +116,26 @@ class QatModel(ABC):
 
         Layers that the recipe leaves in float train too.
         """
+
+    def train(
+        self,
+        train_fn: Callable[[Any], Any],
+        seed: int = 0,
+        run: Callable[..., Any] | None = None,
+    ) -> Any:
+        """Return the model after a function trained it, as :meth:`convert` takes it.
+
+        Args:
+            train_fn: Takes :attr:`native`, trains it, and returns it or None.
+            seed: Of the framework's random numbers while it runs.
+            run: Calls a function with its arguments and returns what that returns, perhaps in
+                another process: what comes back is then a copy. None calls it here.
+
+        Raises:
+            SchemeError: If ``train_fn`` returns anything but None or the model.
+        """
+        found = train_fn(self.native) if run is None else run(train_fn, self.native)
+        return self.native if found is None else found
 
     @abstractmethod
     def convert(self, native: Any = None) -> Candidate:

@@ -23,6 +23,7 @@ from octavo.core.values.scheme import Frozen, PartChoice
 from octavo.core.values.settings import checked
 
 from .durations import seconds
+from .recover_setting import Recover
 from .rules import Rule
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class TuningConfig(Frozen):
         rules: Restrict or widen what ops may take; the later rule wins.
         transforms: Model-wide transforms that may be tried, each alone: names or settings. None:
             what the strategy suggests (``auto`` suggests some); an empty list: none.
+        recover: What the best candidates learn from data where no trial reached the goal, in this
+            order: ``reconstruction``, ``distillation``, ``qat``, or settings with ``kind``. Empty
+            for nothing; ``qat`` alone where a function that trains is given.
+        recover_top: How many candidates each of these steps is tried on, the closest to the goal
+            first. They come on top of ``max_trials``.
         backends: Backends to search over; None for the model's own. Names, or settings with
             ``kind``.
         simulated: Also offer schemes that a backend can only simulate.
@@ -107,6 +113,8 @@ class TuningConfig(Frozen):
     objective: ObjectiveGoals = ObjectiveGoals()
     rules: tuple[Rule, ...] = ()
     transforms: tuple[PartChoice, ...] | None = None
+    recover: Recover = ()
+    recover_top: int = Field(default=2, ge=1, le=10**6)
     backends: tuple[PartTable, ...] | None = None
     simulated: bool = False
     racing: RaceConfig | None = RaceConfig()

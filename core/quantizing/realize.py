@@ -149,7 +149,8 @@ class Realizer:
     def candidate(self, recipe: Recipe, *, draft: bool = False) -> Candidate:
         """Quantize what the recipe asks for, reusing everything already quantized, and apply it.
 
-        What its recovery names is learned then, each time that it is called.
+        What its recovery names is learned then, once where learned models are kept
+        (:mod:`.recovering`).
 
         Args:
             recipe: What is asked for.
@@ -160,8 +161,20 @@ class Realizer:
             SchemeError: If an op is unknown, or cannot be carried out or learned.
             DataError: If its recovery lacks calibration data.
         """
-        if not draft:
-            self.recovering.check(recipe.recovery)
+        if recipe.recovery and not draft:
+            return self._recovered(recipe)
+        return self._carried_out(recipe, draft=draft)
+
+    def _recovered(self, recipe: Recipe) -> Candidate:
+        found = self.recovering.known(recipe)
+        if found is not None:
+            return found
+        self.recovering.check(recipe.recovery)
+        made = self._carried_out(recipe)
+        self.recovering.keep(made)
+        return made
+
+    def _carried_out(self, recipe: Recipe, *, draft: bool = False) -> Candidate:
         kept = self._kept_float(recipe)
         carried = _without(recipe, kept)
         parameters = self.parameters(carried)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from octavo.core.contract.adapter import Candidate, Opened, OpParameters, Session
 from octavo.core.contract.recovery import (
@@ -27,6 +27,32 @@ TrainFn = Callable[[Any], Any]
 Parameters = Mapping[str, OpParameters]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A model that something was learned for, as it was kept.
+
+    Attributes:
+        candidate: It.
+        seconds: What it cost to learn.
+    """
+
+    candidate: Candidate
+    seconds: float
+
+
+class Keeps(Protocol):
+    """Keeps models that something was learned for, so that it is learned once."""
+
+    def load(self, recipe: Recipe) -> Kept | None:
+        """Return the model of a recipe; None where it was not kept."""
+
+    def save(self, candidate: Candidate, seconds: float) -> None:
+        """Keep a model that took so long to learn."""
+
+    def forget(self, recipe: Recipe) -> None:
+        """Delete a model that is of no further use."""
+
+
 class Recovering:
     """Learns what recipes ask for after quantization, on one backend.
 
@@ -36,12 +62,18 @@ class Recovering:
 
     Attributes:
         batches: Calibration batches, which can be read again; None before calibration.
-        seconds: Spent learning so far, of all recipes.
+        keeps: Keeps what was learned; None learns it each time that it is asked for.
+        seconds: What the last model cost to learn, in this process or in the one that kept it.
+        seed: Of the random numbers that training draws.
+        run: Runs the function that trains, perhaps in another process; None calls it here.
     """
 
     def __init__(self, opened: Opened, train_fn: TrainFn | None) -> None:
         self.batches: Iterable[Batch] | None = None
+        self.keeps: Keeps | None = None
         self.seconds = 0.0
+        self.seed = 0
+        self.run: Callable[..., Any] | None = None
         self._opened = opened
         self._train_fn = train_fn
 
@@ -86,6 +118,24 @@ class Recovering:
             "the torch backend does"
         )
 
+    def known(self, recipe: Recipe) -> Candidate | None:
+        """Return the model of a recipe that was learned before; None where it was not kept."""
+        found = self.keeps.load(recipe) if self.keeps is not None else None
+        if found is None:
+            return None
+        self.seconds = found.seconds
+        return found.candidate
+
+    def keep(self, candidate: Candidate) -> None:
+        """Keep the model that was learned last."""
+        if self.keeps is not None:
+            self.keeps.save(candidate, self.seconds)
+
+    def forget(self, recipe: Recipe) -> None:
+        """Let go of a model that is of no further use."""
+        if self.keeps is not None:
+            self.keeps.forget(recipe)
+
     def candidate(
         self, session: Session, recipe: Recipe, parameters: Parameters
     ) -> Candidate:
@@ -99,14 +149,36 @@ class Recovering:
         Raises:
             SchemeError: If what is quantized cannot be learned so.
         """
-        learned = dict(parameters)
-        with self._timed():
+        began = time.perf_counter()
+        try:
             training = session.training()
-            for step in recipe.recovery:
+            steps, learned = self._begun(recipe, parameters)
+            for step in steps:
                 if step.kind == QAT:
                     return self._trained(training, step, recipe, learned)
                 learned = self._learned(training, step, learned)
-        return session.apply(recipe, learned)
+            return session.apply(recipe, learned)
+        finally:
+            self.seconds = time.perf_counter() - began
+
+    def _begun(
+        self, recipe: Recipe, parameters: Parameters
+    ) -> tuple[Sequence[PartChoice], Parameters]:
+        """Return the steps that are still to be taken, and where they begin.
+
+        That is what the most steps made whose model was kept.
+        """
+        steps = recipe.recovery
+        for count in range(len(steps) - 1, 0, -1):
+            before = recipe.unrecovered.recovered(*steps[:count])
+            kept = self.keeps.load(before) if self.keeps is not None else None
+            if (
+                kept is not None
+                and parameters.keys() <= kept.candidate.parameters.keys()
+            ):
+                learned = kept.candidate.parameters
+                return steps[count:], {name: learned[name] for name in parameters}
+        return steps, parameters
 
     def _learned(
         self, training: Training, step: PartChoice, start: Parameters
@@ -124,13 +196,5 @@ class Recovering:
         settings: Any = recovery_settings(step)
         seen = self.batches or ()
         prepared = training.prepare_qat(recipe, start, settings, seen)
-        self._train_fn(prepared.native)
-        return prepared.convert()
-
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
+        trained = prepared.train(self._train_fn, self.seed, self.run)
+        return prepared.convert(trained)

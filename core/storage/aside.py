@@ -11,7 +11,10 @@ from octavo.core.system.redaction import redacted
 
 from .stores import is_url, sqlite_path, writable
 
-BESIDE = (".faults", "-journal", "-wal", "-shm")
+RECOVERED = ".recovered"
+"""End of the name of the folder beside a history that holds what was learned for its trials."""
+
+BESIDE = (".faults", "-journal", "-wal", "-shm", RECOVERED)
 """What SQLite and octavo write beside a history, by the ends of its names."""
 
 

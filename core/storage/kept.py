@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -60,7 +61,7 @@ def kept_runs() -> tuple[KeptRun, ...]:
     found = []
     for path in folder().glob("*.db"):
         with contextlib.suppress(FileNotFoundError):
-            size = sum(file.stat().st_size for file in _files(path))
+            size = sum(_bytes(file) for file in _files(path))
             found.append(KeptRun(path, size, path.stat().st_mtime, _trials(path)))
     return tuple(sorted(found, key=lambda run: -run.written))
 
@@ -112,14 +113,24 @@ def _deleted(path: Path) -> bool:
     try:
         with held(path):
             for file in _files(path):
-                file.unlink(missing_ok=True)
+                if file.is_dir():
+                    shutil.rmtree(file)
+                else:
+                    file.unlink(missing_ok=True)
     except (Timeout, OSError):
         return False
     return True
 
 
+def _bytes(path: Path) -> int:
+    """Return the size of a file, or of all files of a folder."""
+    if not path.is_dir():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
 def _files(path: Path) -> list[Path]:
-    """Return a history's file and what lies beside it."""
+    """Return a history's file and what lies beside it, files and folders."""
     beside = [path.with_name(f"{path.name}{end}") for end in BESIDE]
     return [path, *(file for file in beside if file.exists())]
 

@@ -107,6 +107,12 @@ class Bench:
         """All trials of the history but the baseline."""
         return tuple(t for t in self.history.trials if t.number > 0)
 
+    def space_told(self) -> str:
+        """Say how large the space is: how many ops take one of how many choices at most."""
+        units = [u for b in self.backends.values() for u in b.searched.tunable]
+        most = max((len(unit.choices) for unit in units), default=0)
+        return f"{len(units)} ops with up to {most} choices"
+
     def tell(self, text: str, level: int = logging.WARNING) -> None:
         """Pass a remark on: to whoever listens, to the log, and into the result."""
         self.remarks.tell(text, level=level)

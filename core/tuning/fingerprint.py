@@ -52,7 +52,12 @@ def fingerprint(
     """
     timed = TIMED & {*objectives, *settings.budgets}
     devices = {o.name: o.capability.device for o in opened}
+    # Runs that recover nothing have the fingerprint of before there was recovery.
+    recover = (
+        {"recover": canonical_json(_recover(settings))} if settings.recover else {}
+    )
     return {
+        **recover,
         "model": opened[0].session.fingerprint(),
         "data": data,
         "space": canonical_json([spaces[o.name].digest for o in opened]),
@@ -71,6 +76,11 @@ def _goal(settings: TuningConfig, objectives: Mapping[str, Objective]) -> list[A
     if settings.budgets:
         goal.append(settings.budgets)
     return goal
+
+
+def _recover(settings: TuningConfig) -> dict[str, Any]:
+    steps = [step.model_dump() for step in settings.recover]
+    return {"steps": steps, "top": settings.recover_top}
 
 
 def _objectives(objectives: Mapping[str, Objective]) -> dict[str, Any]:

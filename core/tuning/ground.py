@@ -14,6 +14,7 @@ from octavo.core.opening.opening import open_all
 from octavo.core.opening.spaces import build_spaces
 from octavo.core.opening.speeds import is_fast_first, worth_trying
 from octavo.core.quantizing.realize import Realizer
+from octavo.core.quantizing.recovering import TrainFn
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
 
@@ -75,7 +76,9 @@ def open_ground(
     return Ground(tuple(opened), data, spaces, native and not arrays)
 
 
-def build_backends(asked: Asked, ground: Ground) -> dict[str, Backend]:
+def build_backends(
+    asked: Asked, ground: Ground, train_fn: TrainFn | None = None
+) -> dict[str, Backend]:
     """Return what the run's steps work with on each backend, by its name."""
     settings = asked.settings
     found = {}
@@ -88,6 +91,7 @@ def build_backends(asked: Asked, ground: Ground) -> dict[str, Backend]:
             asked.host,
             non_finite=settings.non_finite,
             gram_bytes=settings.gram_bytes,
+            train_fn=train_fn,
         )
         searched = space
         left_out: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ ask -> evaluate (recorded when it returns, :mod:`.trying`) -> tell
 
 from __future__ import annotations
 
-import re
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,15 +16,12 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .bench import Bench
-from .progress import TRIALS
+from .failing_alike import failing_alike
+from .progress import RECOVERY, TRIALS
+from .recovery.after_search import AfterSearch
+from .recovery.ladder import LadderPlan
 from .telling.forecast import Running
 from .trying import evaluate
-
-ALIKE = 5
-"""So many candidates in a row that fail alike, and none that did not fail, end the run.
-
-The fault is not in the recipes.
-"""
 
 REPEATS = 3
 """For each trial that there may be, a strategy may ask so often for what is known."""
@@ -52,6 +49,7 @@ class Limits:
 
     Attributes:
         max_trials: Evaluations that there are, those of earlier runs on the same history included.
+            What is recovered after the search comes on top of them.
         stop_at_goal: End at the first trial that passes.
     """
 
@@ -66,18 +64,29 @@ class Loop:
     where it was, and after a winner was refused, with a strategy that is made anew. They count,
     whether or not the strategy asks for them again.
 
+    Where the search ends and none of its trials passes, recoveries of the closest are asked for
+    (:mod:`.recovery.ladder`), as if they were a strategy's.
+
     Args:
         bench: What the run works with; the float model is scored.
         strategy: Makes a strategy anew.
         limits: When the loop ends.
+        recovers: What is learned where no trial of the search passes.
 
     Attributes:
         reason: Why it ended; '' while it goes on.
     """
 
-    def __init__(self, bench: Bench, strategy: Asks, limits: Limits) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        strategy: Asks,
+        limits: Limits,
+        recovers: LadderPlan,
+    ) -> None:
         self._bench = bench
         self._limits = limits
+        self._recovers = recovers
         self._shown: set[int] = set()
         self._phase: Running | None = None
         # Trials up to this number are of an earlier run.
@@ -88,11 +97,13 @@ class Loop:
         """Go on with a strategy made anew, which learns all that the history holds by asking."""
         self.reason = ""
         self._strategy = strategy
+        self._after = AfterSearch(self._bench, self._recovers)
         self._known = {t.recipe.digest: t for t in self._bench.trials}
         self._told: set[str] = set()
-        self._pending: set[str] = set()
+        self._pending: dict[str, Recipe] = {}
         self._repeats = 0
         self._bench.phases.foresee = self._foresee
+        self._after.expect()
 
     def ask(self) -> Recipe | Wait | None:
         """Return the next recipe that no trial of the history is of.
@@ -105,18 +116,25 @@ class Loop:
         found = self._next()
         if found is None:
             self.leave()
+            self._after.is_over()
         return found
 
     def begin(self) -> None:
         """Tell that the trials begin, or go on."""
-        if self._phase is None:
-            self._phase = self._bench.phases.begin(
-                TRIALS,
-                self._limits.max_trials,
-                done=len(self._known),
-                about=self._about(),
-                each=self._trial_seconds(),
-            )
+        if self._phase is not None:
+            return
+        phases, done = self._bench.phases, len(self._own_trials())
+        if self._after.ladder is not None:
+            most = self._after.ladder.most
+            self._phase = phases.begin(RECOVERY, most, done=done)
+            return
+        self._phase = phases.begin(
+            TRIALS,
+            self._limits.max_trials,
+            done=done,
+            about=self._bench.space_told(),
+            each=self._trial_seconds(),
+        )
 
     def leave(self) -> None:
         """Tell that no trial is run for now: what follows is no part of the search."""
@@ -126,26 +144,37 @@ class Loop:
 
     def _next(self) -> Recipe | Wait | None:
         """Return what :meth:`ask` does, and answer what is known."""
-        while not self.reason:
+        while not self.reason or self._after.may_come:
+            if self.reason and self._pending:
+                # What is under way may pass: whether recovery follows is known after it.
+                self.reason = ""
+                return WAIT
+            if self.reason:
+                self._recover()
             if self._has_all_it_may() and self._pending:
                 return WAIT
             self.reason = self._why_end()
-            if self.reason:
-                return None
-            found = self._asked()
-            if not isinstance(found, Recipe):
-                return found
-            digest = found.digest
-            if digest in self._pending:
+            found = None if self.reason else self._asked()
+            if found is None:
+                continue
+            if isinstance(found, Wait) or found.digest in self._pending:
                 return WAIT
+            digest = found.digest
             if digest in self._known:
                 self._answer(self._known[digest])
-            elif self._used() >= self._limits.max_trials:
-                self.reason = self._used_up()
+            elif self._used() >= self._most:
+                self.reason = f"{self._limits.max_trials} trials were used up"
             else:
-                self._pending.add(digest)
+                self._pending[digest] = found
                 return found
         return None
+
+    def _recover(self) -> None:
+        """Let recoveries be asked for from now on: the search ended, and no trial of it passes."""
+        self.leave()
+        self._strategy = self._after.begin(self.reason)
+        self.reason = ""
+        self.begin()
 
     def evaluate(self, recipe: Recipe) -> Trial:
         """Return the trial of a recipe: the history's, or one that is run now and recorded.
@@ -182,7 +211,7 @@ class Loop:
         is_new = digest not in self._known
         self._known[digest] = trial
         if digest in self._pending:
-            self._pending.discard(digest)
+            del self._pending[digest]
             self._tell_strategy(trial)
         if is_new:
             self._bench.notify(trial)
@@ -199,9 +228,8 @@ class Loop:
             )
             return None
         if found is None:
-            self.reason = (
-                self._strategy.explain() or "the strategy has nothing left to try"
-            )
+            said = self._strategy.explain() or "the strategy has nothing left to try"
+            self.reason = self._after.told(said)
         if isinstance(found, Wait) and not self._pending:
             raise PluginError(
                 "the strategy waits for a trial although none is pending; "
@@ -229,12 +257,14 @@ class Loop:
     def _conclude(self, trial: Trial) -> None:
         """Show a trial, and see whether it ends the search."""
         best = self._bench.best()
-        if ended := self._alike():
+        told = [t for t in self._bench.trials if t.recipe.digest in self._told]
+        if ended := failing_alike(told):
             self.reason = self.reason or ended
             return
         self._show(trial)
         if self._limits.stop_at_goal and trial.passed and best is not None:
-            self.reason = self.reason or f"trial {trial.number} reached the goal"
+            reached = f"trial {trial.number} reached the goal"
+            self.reason = self.reason or self._after.told(reached)
 
     def _show(self, trial: Trial) -> None:
         """Tell listeners of a trial, once: what is told is true of the trials told so far."""
@@ -244,42 +274,43 @@ class Loop:
         phases, left = self._bench.phases, None
         is_of_this_run = trial.number > self._before
         if self._phase is not None and is_of_this_run:
-            phases.advance(self._phase, len(self._known))
+            phases.advance(self._phase, len(self._own_trials()))
+            self._after.expect()
             left = phases.left()
         best = self._bench.best({0, *self._shown})
         for listener in self._bench.progress:
             listener.finished(trial, best, left)
 
-    def _about(self) -> str:
-        """Say how large the space is: how many ops take one of how many choices at most."""
-        units = [u for b in self._bench.backends.values() for u in b.searched.tunable]
-        most = max((len(unit.choices) for unit in units), default=0)
-        return f"{len(units)} ops with up to {most} choices"
-
     def _foresee(self) -> Foresight:
         """Return what may still be asked for and run, within the limits."""
-        if self.reason:
+        if self.reason or self._after.ladder is not None:
             return Foresight(0)
         ahead = self._strategy.foresee()
         spaces = (backend.searched for backend in self._bench.backends.values())
         size = sum(space.size for space in spaces if space.tunable)
-        left = min(self._limits.max_trials, size) - len(self._known)
+        left = min(self._limits.max_trials, size) - len(self._own_trials())
         if ahead.trials is not None:
             left = min(left, ahead.trials + len(self._pending))
         return replace(ahead, trials=max(0, left))
 
+    def _own_trials(self) -> list[Trial]:
+        return [t for t in self._known.values() if self._after.is_own(t.recipe)]
+
+    @property
+    def _most(self) -> float:
+        """Evaluations that there are in the part of the run that goes on."""
+        return self._limits.max_trials if self._after.ladder is None else math.inf
+
     def _used(self) -> int:
         """Return how many of the trials that there may be are run or under way."""
-        return len(self._known) + len(self._pending)
-
-    def _used_up(self) -> str:
-        return f"{self._limits.max_trials} trials were used up"
+        pending = [r for r in self._pending.values() if self._after.is_own(r)]
+        return len(self._own_trials()) + len(pending)
 
     def _has_all_it_may(self) -> bool:
         """Return whether all trials are used, and the strategy knows every one that is finished."""
-        return self._used() >= self._limits.max_trials and len(self._told) == len(
-            self._known
-        )
+        if self._used() < self._most:
+            return False
+        return all(t.recipe.digest in self._told for t in self._own_trials())
 
     def _why_end(self) -> str:
         """Return why no recipe is asked for any more; '' where the search goes on.
@@ -289,11 +320,11 @@ class Loop:
         """
         clock = self._bench.clock
         if self._has_all_it_may():
-            return self._used_up()
+            return f"{self._limits.max_trials} trials were used up"
         if clock.ran_out:
-            return str(clock)
+            return self._after.told(str(clock))
         if self._bench.best() is None:
-            return ""
+            return self._after.why_search_ends()
         if clock.left < self._trial_seconds() + self._reserve():
             return f"{clock} but for the confirmation: another trial would end after it"
         return ""
@@ -307,32 +338,13 @@ class Loop:
 
         As long as the ones before, else as the float model's evaluation and timing.
         """
-        spent = [sum(t.seconds.values()) for t in self._bench.trials if t.seconds]
+        own = (t for t in self._bench.trials if self._after.is_own(t.recipe))
+        spent = [sum(t.seconds.values()) for t in own if t.seconds]
         if spent:
             return sum(spent) / len(spent)
         baseline = self._bench.baseline
         evaluating = baseline.seconds.get("evaluate", 0.0) / max(1, baseline.runs)
         return evaluating + baseline.seconds.get("measure", 0.0)
-
-    def _alike(self) -> str:
-        """Return why the search ends where every candidate failed with the same error; else ''."""
-        trials = [t for t in self._bench.trials if t.recipe.digest in self._told]
-        if len(trials) < ALIKE or any(t.state != "failed" for t in trials):
-            return ""
-        last = [_last_line(t.error) for t in trials[-ALIKE:]]
-        if len({_without_numbers(error) for error in last}) > 1:
-            return ""
-        return f"every candidate failed, the last {ALIKE} alike: {last[-1]}"
-
-
-def _last_line(text: str) -> str:
-    """Return the last line of a traceback: the error itself."""
-    return text.strip().splitlines()[-1] if text.strip() else "no error text"
-
-
-def _without_numbers(error: str) -> str:
-    """Return an error without what differs between two of the same: counts, times, addresses."""
-    return re.sub(r"0x[0-9a-fA-F]+|\d+(\.\d+)?", "#", error)
 
 
 __all__ = ["Asks", "Limits", "Loop"]

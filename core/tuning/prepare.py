@@ -13,6 +13,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import EvaluationError
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import plugin_host
+from octavo.core.quantizing.recovering import TrainFn
 from octavo.core.results.circumstances import source_of
 from octavo.core.scoring.certifying import Certifying
 from octavo.core.scoring.executor import Executor, InlineExecutor, ProcessExecutor
@@ -43,6 +44,9 @@ from .joint import build_strategy
 from .loop import Limits
 from .prepared import Plan, Run
 from .progress import BASELINE, CONFIRMATION, FINAL_TIMING, OPENING, Progress
+from .recovery.ladder import LadderPlan
+from .recovery.preparing import prepare_recovery
+from .recovery.training import read_recovery
 from .sensitivities import keep_scores, sensitivity_services
 from .telling.guarded_callbacks import guarded
 from .telling.logged import Logged
@@ -63,6 +67,7 @@ def prepare(
     callbacks: Sequence[Progress] = (),
     progress: bool | None = None,
     holdout_fn: Score | None = None,
+    train_fn: TrainFn | None = None,
     sensitivities: str | Path | None = None,
     executor: Executor | str | Mapping[str, Any] | None = None,
     host: PluginHost | None = None,
@@ -87,6 +92,7 @@ def prepare(
     if executor is not None and not hasattr(executor, "submit"):
         overrides["executor"], executor = executor, None
     settings = TuningConfig.read(config, **overrides)
+    settings = read_recovery(settings, train_fn)
     clock.limit = settings.timeout
     if not callable(eval_fn):
         raise EvaluationError(
@@ -111,7 +117,8 @@ def prepare(
             ground = open_ground(asked, model, calibration, arrays, stack)
             history = _history(asked, ground, storage, study, resume)
             stack.callback(history.close)
-            bench = _bench(asked, ground, history, executor, stack)
+            bench = _bench(asked, ground, history, executor, stack, train_fn)
+            prepare_recovery(bench, asked, ground, model, executor, stack)
             _tell_notes(bench, ground)
             services = sensitivity_services(bench, sensitivities, settings.seed)
             bench.sensitivities = services
@@ -180,10 +187,11 @@ def _bench(
     history: StudyHistory,
     executor: Any,
     stack: ExitStack,
+    train_fn: TrainFn | None,
 ) -> Bench:
     """Set up what the steps of the run work with."""
     settings = asked.settings
-    backends = build_backends(asked, ground)
+    backends = build_backends(asked, ground, train_fn)
     for backend in backends.values():
         backend.realizer.check_weights()
     run_with: Executor = executor or stack.enter_context(_executor(settings))
@@ -289,6 +297,7 @@ def _plan(
         Limits(settings.max_trials, settings.stop == "goal"),
         settings.seed,
         ground.guarded.name,
+        LadderPlan(settings.recover, settings.recover_top),
     )
 
 

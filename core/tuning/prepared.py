@@ -30,6 +30,7 @@ from .ending.acceptance import Accepted
 from .ending.finish import Finish
 from .loop import Asks, Limits, Loop
 from .progress import CALIBRATION, CONFIRMATION, SCORE_CHECK
+from .recovery.ladder import LadderPlan
 
 Given = ParamSpec("Given")
 Given_back = TypeVar("Given_back")
@@ -64,12 +65,14 @@ class Plan:
         limits: When the loop ends.
         seed: Of the shuffles of the broken model.
         guarded: The backend whose model is broken on purpose, to see that the score notices.
+        recovers: What is learned where no trial passes.
     """
 
     strategy: Callable[[], Asks]
     limits: Limits
     seed: int
     guarded: str
+    recovers: LadderPlan
 
 
 class Run:
@@ -243,7 +246,7 @@ class Run:
     def _started(self) -> Loop:
         """Return the loop, and tell listeners that it begins."""
         bench, limits = self._bench, self._plan.limits
-        loop = Loop(bench, self._plan.strategy(), limits)
+        loop = Loop(bench, self._plan.strategy(), limits, self._plan.recovers)
         size = sum(backend.space.size for backend in bench.backends.values())
         loop.begin()
         for listener in bench.progress:

@@ -13,6 +13,7 @@ CALIBRATION = "calibration"
 SCORE_CHECK = "check of the score"
 SENSITIVITIES = "sensitivities"
 TRIALS = "trials"
+RECOVERY = "recovery"
 QUANTIZING = "quantizing"
 FINAL_TIMING = "final timing"
 CONFIRMATION = "confirmation"
@@ -26,8 +27,9 @@ class Phase:
 
     Attributes:
         name: ``opening``, ``float baseline``, ``calibration``, ``check of the score`` (with a model
-            that is broken on purpose), ``sensitivities``, ``trials``, ``final timing``,
-            ``confirmation``, ``figures by layer`` or ``saving``; '' between two of them. Of
+            that is broken on purpose), ``sensitivities``, ``trials``, ``recovery``, ``final
+            timing``, ``confirmation``, ``figures by layer`` or ``saving``; '' between two of them.
+            Of
             :func:`~octavo.quantize_model` they are ``opening``, ``calibration``, ``quantizing``.
         done: Items of it that are finished: batches, probes, trials.
         total: Items in all; None where that is not known. Of trials it is the most that there are.

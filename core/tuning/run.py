@@ -32,6 +32,7 @@ def autotune(
     callbacks: Sequence[Progress] = (),
     progress: bool | None = None,
     holdout_fn: Callable[[Any], Any] | None = None,
+    train_fn: Callable[[Any], Any] | None = None,
     sensitivities: str | Path | None = None,
     executor: Executor | str | Mapping[str, Any] | None = None,
     host: PluginHost | None = None,
@@ -62,6 +63,11 @@ def autotune(
             False say so; None does on a terminal and in a notebook, unless callbacks are given.
         holdout_fn: Scores a model on data that ``eval_fn`` never uses; the winner's score on it is
             reported beside the search's.
+        train_fn: Trains the backend's own model (an nn.Module whose layers see quantized weights
+            and inputs) in place, and returns None or that model. It is called where no trial of the
+            search reaches the goal, for the candidates that came closest, and runs where
+            evaluations do. The setting ``recover`` says what else is learned and in which order;
+            without it, this means ``recover = ["qat"]``.
         sensitivities: A file of sensitivities: read where it is there, and written at the end, one
             for each backend (``NAME.BACKEND.json``). Other budgets, goals and strategies on the
             same model and data start from it.
@@ -93,6 +99,7 @@ def autotune(
         callbacks=callbacks,
         progress=progress,
         holdout_fn=holdout_fn,
+        train_fn=train_fn,
         sensitivities=sensitivities,
         executor=executor,
         host=host,

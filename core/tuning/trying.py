@@ -31,6 +31,14 @@ class _Laps:
         self.seconds[step] = now - self._mark
         self._mark = now
 
+    def divide(self, step: str, part: str, seconds: float) -> None:
+        """Count a part of a step by itself.
+
+        It may have been spent in an earlier run, whose model was kept.
+        """
+        self.seconds[step] = max(0.0, self.seconds[step] - seconds)
+        self.seconds[part] = seconds
+
 
 def evaluate(bench: Bench, recipe: Recipe) -> Trial:
     """Run one trial; when this returns it is in the history.
@@ -64,11 +72,15 @@ def _tried(bench: Bench, number: int, recipe: Recipe) -> Trial:
     try:
         candidate = backend.realizer.candidate(recipe)
         laps.end("apply")
+        if recipe.recovery:
+            laps.divide("apply", "recover", backend.realizer.recovering.seconds)
         subject = Subject(candidate, backend.data.first())
         return _judged(bench, number, recipe, subject, laps)
     except StoreError:
         raise
     except Exception as error:
+        if recipe.recovery and not laps.seconds:
+            laps.end("recover")
         told = traceback_text(error)
         return Trial(number, recipe, "failed", error=told, seconds=laps.seconds)
     finally:

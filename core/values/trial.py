@@ -108,7 +108,8 @@ class Trial:
         ledger: Op -> what was requested and what runs.
         over: Budget -> what was used as a share of what is allowed, for those that were overrun.
         error: Traceback text, if it failed.
-        seconds: Phase -> wall time: ``apply`` (quantizing included), ``evaluate``, ``measure``.
+        seconds: Phase -> wall time: ``apply`` (quantizing included), ``recover`` (learning, where
+            the recipe asks for recovery), ``evaluate``, ``measure``.
         evaluated: Share of the samples that the evaluation used (1.0 unless racing stopped it).
         reused: Number of the earlier trial whose result answered this recipe, or None.
         runs: Evaluations that the metrics are the mean of; more than one where the score varies.

@@ -125,6 +125,29 @@ class TorchQatModel(QatModel):
         """The module to train."""
         return self.module
 
+    def train(
+        self,
+        train_fn: Callable[[Any], Any],
+        seed: int = 0,
+        run: Callable[..., Any] | None = None,
+    ) -> nn.Module:
+        """Return the module after a function trained it; torch's random numbers are its own
+        meanwhile.
+
+        Raises:
+            SchemeError: If the function returns anything but None or a module.
+        """
+        if run is None:
+            found = _seeded(train_fn, seed, self.module)
+        else:
+            found = run(_seeded, train_fn, seed, self.module)
+        if isinstance(found, nn.Module):
+            return found
+        raise SchemeError(
+            f"train_fn returned {type(found).__name__}; let it return None, or the module that "
+            "it was given"
+        )
+
     def convert(self, native: Any = None) -> Candidate:
         """Return the trained model on the kernels that the recipe names.
 
@@ -199,6 +222,18 @@ def _start_as_paper(
         root(*args, **kwargs)
     for layer in layers:
         layer.looks = False
+
+
+def _seeded(train_fn: Callable[[Any], Any], seed: int, module: nn.Module) -> Any:
+    """Return what a function that trains returns, or the module that it trained in place.
+
+    A function of its own, so that a child process can be given it.
+    """
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        torch.manual_seed(seed)
+        found = train_fn(module)
+    return module if found is None else found
 
 
 def _trainable_copy(float_root: nn.Module) -> nn.Module:
