@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -79,12 +78,10 @@ class Candidate(ABC):
     Attributes:
         recipe: What was asked for.
         ledger: Op name -> what became of it, of every op that the recipe quantizes.
-        parameters: Op name -> what it was made from; {} where a backend does not keep that.
     """
 
     recipe: Recipe
     ledger: Mapping[str, Applied]
-    parameters: Mapping[str, OpParameters] = MappingProxyType({})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.recipe!r})"

@@ -172,11 +172,8 @@ class Recovering:
         for count in range(len(steps) - 1, 0, -1):
             before = recipe.unrecovered.recovered(*steps[:count])
             kept = self.keeps.load(before) if self.keeps is not None else None
-            if (
-                kept is not None
-                and parameters.keys() <= kept.candidate.parameters.keys()
-            ):
-                learned = kept.candidate.parameters
+            learned = kept.candidate.decided() if kept is not None else {}
+            if parameters.keys() <= learned.keys():
                 return steps[count:], {name: learned[name] for name in parameters}
         return steps, parameters
 
