@@ -10,78 +10,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from octavo.core.contract.adapter import Opened
-from octavo.core.numerics.affine import is_integer
 from octavo.core.values.graph import Op
-from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice, QuantSpec
+from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice
+
+from .specs import SpecRule, listed
 
 PartTable = str | dict[str, Any]
-
-
-def _listed(raw: Any) -> Any:
-    """Return a lone value as a list of one."""
-    is_whole = raw is None or isinstance(raw, (list, tuple))
-    return raw if is_whole else (raw,)
-
-
-class SpecRule(Frozen):
-    """Allowed values of a QuantSpec's fields; what is left out is free.
-
-    Attributes:
-        dtype: What a number is stored as: ``int8``, ``int4``, ``nf4``, ...
-        granularity: What shares one scale: ``tensor``, ``channel``, ``token``, ``group:N``,
-            ``block:RxC``.
-        symmetric: Whether the zero point is 0.
-        reduce_range: Whether one bit is given up, for processors whose 8-bit products saturate.
-        scale_dtype: What scales are stored as; None: float32.
-    """
-
-    dtype: tuple[str, ...] | None = None
-    granularity: tuple[str, ...] | None = None
-    symmetric: tuple[bool, ...] | None = None
-    reduce_range: tuple[bool, ...] | None = None
-    scale_dtype: tuple[str | None, ...] | None = None
-
-    @field_validator(
-        "dtype",
-        "granularity",
-        "scale_dtype",
-        mode="before",
-        json_schema_input_type=str | list[str] | None,
-    )
-    @classmethod
-    def _one_name_is_a_list(cls, raw: Any) -> Any:
-        return _listed(raw)
-
-    @field_validator(
-        "symmetric",
-        "reduce_range",
-        mode="before",
-        json_schema_input_type=bool | list[bool] | None,
-    )
-    @classmethod
-    def _one_flag_is_a_list(cls, raw: Any) -> Any:
-        return _listed(raw)
-
-    def admits(self, spec: QuantSpec) -> bool:
-        """Return whether every field that this rule names is among the allowed ones."""
-        # A reduced range is no offer of its own: whoever asks for it gets it of every 8-bit weight,
-        # see variants().
-        for field in type(self).model_fields.keys() - {"reduce_range"}:
-            allowed = getattr(self, field)
-            if allowed is not None and getattr(spec, field) not in allowed:
-                return False
-        return True
-
-    def variants(self, spec: QuantSpec) -> tuple[QuantSpec, ...]:
-        """Return the specs that this rule makes of an admitted 8-bit weight.
-
-        Over the whole range, a reduced one, or both.
-        """
-        is_of_8_bits = spec.bits == 8 and is_integer(spec)
-        if self.reduce_range is None or not is_of_8_bits:
-            return (spec,)
-        made = {False: spec, True: spec.reduced()}
-        return tuple(made[wanted] for wanted in dict.fromkeys(self.reduce_range))
 
 
 SETTINGS = ("mode", "weight", "input", "algorithm", "calibrator")
@@ -137,14 +71,14 @@ class Rule(Frozen):
     )
     @classmethod
     def _one_name_is_a_list(cls, raw: Any) -> Any:
-        return _listed(raw)
+        return listed(raw)
 
     @field_validator(
         "mode", mode="before", json_schema_input_type=Mode | list[Mode] | None
     )
     @classmethod
     def _one_mode_is_a_list(cls, raw: Any) -> Any:
-        return _listed(raw)
+        return listed(raw)
 
     @field_validator(
         "algorithm",
@@ -154,7 +88,7 @@ class Rule(Frozen):
     )
     @classmethod
     def _one_part_is_a_list(cls, raw: Any) -> Any:
-        return _listed(raw)
+        return listed(raw)
 
     @field_validator(
         "weight", "input", mode="before", json_schema_input_type=str | SpecRule | None

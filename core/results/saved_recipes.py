@@ -7,33 +7,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, said
 from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.grammar.named import NamedScheme, is_scheme, read_named
 from octavo.core.opening.presets import PRESETS
+from octavo.core.system.log import remark
 from octavo.core.system.textfiles import read_text
 from octavo.core.values.recipe import Recipe
 
 from .result import MANIFEST, read_manifest
 
-Scheme = str | Recipe | TuningConfig | Mapping[str, Any]
+Scheme = NamedScheme | Recipe | TuningConfig | Mapping[str, Any]
+"""What tells how a model is quantized: names, or each op's scheme, or rules."""
+
+_FILES = (".json", ".toml", ".yaml", ".yml")
 
 
-def read_scheme(scheme: str | Path) -> Scheme:
+def read_scheme(scheme: str | Path, host: PluginHost | None = None) -> Scheme:
     """Return what a scheme given as text or path names.
 
     Args:
-        scheme: A named scheme; the folder of a saved result, its manifest, a JSON file of a recipe;
-            or a configuration.
+        scheme: A named scheme (``format[+method...]``); the folder of a saved result, its manifest,
+            a JSON file of a recipe; or a configuration.
+        host: Knows the methods; None takes those that are installed.
 
     Returns:
-        The recipe or configuration of a file or folder; else the name as it is.
+        The named scheme; else the recipe or configuration of a file or folder. A name wins over a
+        file of that name, which ``./NAME`` means, and a remark says so.
 
     Raises:
-        ConfigError: If the file is no recipe and no configuration, or a path is not there.
+        ConfigError: If a scheme is unknown, cannot be read or contradicts itself; if the file is no
+            recipe and no configuration, or a path is not there.
     """
+    host = host or PluginHost()
     path = Path(scheme).expanduser()
-    if str(scheme) in PRESETS:
-        return str(scheme)
+    is_text = isinstance(scheme, str)
+    if is_text and is_scheme(str(scheme), host):
+        _tell_of_file(path)
+        return read_named(str(scheme), host)
     try:
         path.stat()
     except FileNotFoundError:
@@ -46,12 +58,28 @@ def read_scheme(scheme: str | Path) -> Scheme:
         return Recipe.from_json(read_manifest(path)["recipe"])
     if path.is_file():
         return _of_json(path) if path.suffix == ".json" else TuningConfig.read(path)
-    if isinstance(scheme, Path) or path.suffix or len(path.parts) > 1:
+    # An option may hold a dot or a slash, so that only what ends as a file does is taken for one.
+    before_options = Path(str(scheme).partition("(")[0])
+    looks_like_a_path = path.suffix in _FILES or len(before_options.parts) > 1
+    if not is_text or looks_like_a_path:
         raise ConfigError(
             f"{scheme} does not exist; give a named scheme, a saved result's folder, a recipe "
             "or a configuration"
         )
-    return scheme
+    return read_named(str(scheme), host)
+
+
+def _tell_of_file(path: Path) -> None:
+    """Say that a name was taken for a scheme's where a file has it too."""
+    try:
+        exists = path.exists()
+    except OSError:
+        return
+    if exists and str(path) not in PRESETS:
+        remark(
+            f"{str(path)!r} is taken as a scheme's name; ./{path} means what lies there",
+            "schemes",
+        )
 
 
 def _of_json(path: Path) -> Scheme:
@@ -71,4 +99,4 @@ def _of_json(path: Path) -> Scheme:
     return TuningConfig.read(path)
 
 
-__all__ = ["read_scheme"]
+__all__ = ["Scheme", "read_scheme"]

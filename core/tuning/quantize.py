@@ -12,6 +12,7 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ModelError, raised_as
 from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.grammar.named import NamedScheme
 from octavo.core.opening.opening import open_all, plugin_host
 from octavo.core.opening.presets import preset_recipe
 from octavo.core.opening.spaces import build_space
@@ -20,7 +21,7 @@ from octavo.core.quantizing.realize import Realizer
 from octavo.core.quantizing.recovering import TrainFn
 from octavo.core.results.comparing import Origin
 from octavo.core.results.result import Quantized
-from octavo.core.results.saved_recipes import read_scheme
+from octavo.core.results.saved_recipes import Scheme, read_scheme
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT
 from octavo.core.values.space import TuningSpace, Unit
@@ -45,7 +46,8 @@ def quantize_model(
 
     Args:
         model: As for :func:`autotune`.
-        scheme: A named scheme (``int8-static``, ``int8-dynamic``, ``int4-weight-only``, ...), a
+        scheme: A named scheme, ``format[+method...]`` (``int8-static``, ``int4-weight-only+gptq``,
+            ``int8-static+smoothquant(alpha=0.75)``, or a plain name such as ``awq``), a
             :class:`Recipe`, a saved one (a result's folder, its ``octavo.json``, or a JSON file of
             ``Recipe.to_json()``), or a configuration whose rules say what each op takes (its first
             choice).
@@ -61,16 +63,16 @@ def quantize_model(
         The quantized model with its ledger. Its ``compare()`` sets it beside the float model: size,
         latency, difference of the outputs.
     """
-    if isinstance(scheme, (str, Path)):
-        scheme = read_scheme(scheme)
-        if isinstance(scheme, Recipe) and backend is None:
-            # A saved recipe knows the backend that it was made for.
-            backend = scheme.backend or None
-    config = scheme if isinstance(scheme, (TuningConfig, Mapping)) else None
+    remarks = Remarks()
+    with remarks.heard():
+        asked = read_scheme(scheme, host) if isinstance(scheme, (str, Path)) else scheme
+    if isinstance(asked, Recipe) and isinstance(scheme, (str, Path)):
+        # A saved recipe knows the backend that it was made for.
+        backend = backend or asked.backend or None
+    config = asked if isinstance(asked, (TuningConfig, Mapping)) else None
     settings = TuningConfig.read(config)
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
-    remarks = Remarks()
     phases = Phases(listeners((), progress), ahead=(QUANTIZING,))
     with remarks.heard(), ExitStack() as stack:
         stack.callback(phases.close)
@@ -81,7 +83,7 @@ def quantize_model(
             )
             target = opened[-1]
             batches = data.get(target.name)
-            recipe, space, notes = _what_is_asked(scheme, target, settings)
+            recipe, space, notes = _what_is_asked(asked, target, settings, host)
         realizer = Realizer(
             target,
             space,
@@ -119,9 +121,10 @@ def _calibrate(
 
 
 def _what_is_asked(
-    scheme: str | Recipe | TuningConfig | Mapping[str, Any],
+    scheme: Scheme,
     target: Opened,
     settings: TuningConfig,
+    host: PluginHost,
 ) -> tuple[Recipe, TuningSpace, tuple[str, ...]]:
     """Return the recipe of a scheme, the space that calibration looks at, and notes."""
     space = build_space(
@@ -130,14 +133,16 @@ def _what_is_asked(
         transforms=settings.transforms or (),
         simulated=settings.simulated,
     )
+    notes = space.notes
     if isinstance(scheme, Recipe):
         recipe = Recipe(scheme.schemes, scheme.transforms, target.name, scheme.recovery)
-    elif isinstance(scheme, str):
-        recipe = preset_recipe(scheme, space, target)
+    elif isinstance(scheme, NamedScheme):
+        recipe = preset_recipe(scheme, space, target, host)
+        notes = (*notes, *scheme.remarks)
     else:
         # A configuration's rules say what each op takes: its first choice.
         return space.recipe(space.first(), space.transforms[-1]), space, space.notes
-    return recipe, _space_of(recipe, target), space.notes
+    return recipe, _space_of(recipe, target), notes
 
 
 def _space_of(recipe: Recipe, opened: Opened) -> TuningSpace:

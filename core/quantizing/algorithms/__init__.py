@@ -17,6 +17,8 @@ from .low_rank import LowRankRepairConfig
 from .rtn import RtnConfig
 
 _GRAM = frozenset({"gram"})
+# What each one's paper rounds to first.
+_STORED = "int4-weight-only"
 _HERE = "octavo.core.quantizing.algorithms"
 
 
@@ -35,6 +37,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             f"{_HERE}.hqq:Hqq",
             HqqConfig,
             "half-quadratic fit of zero points and scales; needs no data",
+            format=_STORED,
         ),
         Part(
             "awq",
@@ -42,6 +45,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             AwqConfig,
             "range of least output error, then round to nearest",
             needs=_GRAM,
+            format=_STORED,
         ),
         Part(
             "gptq",
@@ -49,6 +53,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             GptqConfig,
             "column by column, later columns make up for the error",
             needs=_GRAM,
+            format=_STORED,
             refines=True,
         ),
         Part(
@@ -57,6 +62,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             AutoRoundConfig,
             "signed gradient descent on rounding and range",
             needs=_GRAM,
+            format=_STORED,
             refines=True,
         ),
         Part(
@@ -65,6 +71,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             AdaRoundConfig,
             "learned rounding up or down",
             needs=_GRAM,
+            format=_STORED,
             refines=True,
         ),
         Part(
@@ -73,6 +80,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             LowRankRepairConfig,
             "thin factors beside the codes that take in their error (EoRA, LQER)",
             needs=_GRAM,
+            format=_STORED,
             refines=True,
         ),
     )

@@ -19,6 +19,8 @@ from .spiq import SpiqConfig
 from .suppression import OutlierSuppressionConfig, OutlierSuppressionPlusConfig
 
 _HERE = "octavo.core.quantizing.transforms"
+# By their papers they make inputs easier to quantize at the weights' expense.
+_FOR_INPUTS = frozenset({"static", "dynamic"})
 _RANGE, _GRAM = frozenset({"channel_range"}), frozenset({"gram"})
 
 
@@ -32,6 +34,8 @@ def octavo_transforms() -> Iterable[Part[Any]]:
             SmoothQuantConfig,
             "activation outliers moved into weights",
             needs=_RANGE | _GRAM,
+            format="int8-static",
+            modes=_FOR_INPUTS,
         ),
         Part(
             "awq",
@@ -39,12 +43,14 @@ def octavo_transforms() -> Iterable[Part[Any]]:
             AwqScaleConfig,
             "salient weights scaled up before rounding",
             needs=_GRAM,
+            format="int4-weight-only",
         ),
         Part(
             "equalization",
             f"{_HERE}.equalization:Equalization",
             EqualizationConfig,
             "cross-layer equalization of weight ranges; needs no data",
+            format="int8-static",
         ),
         Part(
             "spiq",
@@ -52,12 +58,17 @@ def octavo_transforms() -> Iterable[Part[Any]]:
             SpiqConfig,
             "input scales per channel as conversion scales",
             needs=_RANGE,
+            format="int8-static",
+            modes=_FOR_INPUTS,
         ),
         Part(
             "outlier_suppression",
             f"{_HERE}.suppression:OutlierSuppression",
             OutlierSuppressionConfig,
             "the scale of the norm moved into the weights that read it",
+            format="int8-static",
+            modes=_FOR_INPUTS,
+            brings="token",
         ),
         Part(
             "outlier_suppression_plus",
@@ -65,6 +76,8 @@ def octavo_transforms() -> Iterable[Part[Any]]:
             OutlierSuppressionPlusConfig,
             "channels centred, and those beyond a searched threshold scaled down to it",
             needs=_RANGE | _GRAM | {"channel_mean"},
+            format="int8-static",
+            modes=_FOR_INPUTS,
         ),
         Part(
             "hadamard",

@@ -51,12 +51,12 @@ octavo quantize model.onnx --scheme model-quantized --data samples.npz
 """
 
 _SCHEME = (
-    f"{', '.join(PRESETS)}; or a saved result, a recipe (.json), or a configuration whose rules "
-    "say what each op takes."
+    "format[+method...]: int8-static, int8-dynamic, int4-weight-only+gptq, "
+    "int8-static+smoothquant, bfloat16, ... (octavo schemes MODEL lists them); or a saved result, "
+    "a recipe (.json), or a configuration whose rules say what each op takes."
 )
 _DATA = "Samples that calibrate: an .npz, a folder of .npy, or module:name."
 _METRIC = f"Score both models on --data: {', '.join(METRICS)}."
-CONFIGURATIONS = (".toml", ".yaml", ".yml")
 
 
 def register(app: typer.Typer) -> None:
@@ -166,33 +166,29 @@ def _check_score(name: str | None, evaluate: str | None, data: str | None) -> No
         raise ConfigError("--metric scores the samples of a file: give --data")
 
 
-def _scheme(scheme: str) -> str | TuningConfig:
-    """Return what ``--scheme`` names: a name, the path of a result or recipe, or a configuration.
+def _scheme(scheme: str, host: PluginHost) -> Scheme:
+    """Return what ``--scheme`` names.
 
     Raises:
-        ConfigError: If it is none of these.
+        ConfigError: If it is neither a scheme nor a saved result, a recipe or a configuration.
+        MissingFile: If it looks like a path, and nothing is there.
     """
-    if scheme in PRESETS:
-        return scheme
     path = Path(scheme)
-    looks_like_a_path = path.exists() or bool(path.suffix) or len(path.parts) > 1
-    if not looks_like_a_path:
-        raise ConfigError(f"no scheme called {scheme!r}{nearest(scheme, PRESETS)}")
-    existing(scheme, "--scheme", "give a named scheme, a saved result or a recipe")
-    if path.suffix not in CONFIGURATIONS:
-        return scheme
-    settings = TuningConfig.read(path)
-    check_parts(settings)
-    return settings
+    if not is_scheme(scheme, host) and (path.exists() or path.suffix in FILES):
+        existing(scheme, "--scheme", "give a named scheme, a saved result or a recipe")
+    found = read_scheme(scheme, host)
+    if isinstance(found, TuningConfig):
+        check_parts(found)
+    return found
 
 
-def _check_data(data: str | None, scheme: Any) -> None:
+def _check_data(data: str | None, scheme: Scheme) -> None:
     """Raise ConfigError where calibration samples are missing."""
     if data is not None:
         if is_path(data):
             existing(data, "--data", f"{SAMPLES}, or module:name")
-    elif scheme in PRESETS and "static" in scheme:
+    elif isinstance(scheme, NamedScheme) and scheme.needs_data:
         raise ConfigError(
-            f"scheme {scheme!r} needs calibration samples: give --data, or take a dynamic or "
-            "weight-only scheme"
+            f"scheme {str(scheme)!r} needs calibration samples: give --data, or take a dynamic or "
+            "weight-only scheme, with methods that need none"
         )

@@ -1,0 +1,77 @@
+"""What the user says of a tensor's spec: which values its fields may have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import field_validator
+
+from octavo.core.numerics.affine import is_integer
+from octavo.core.values.scheme import Frozen, QuantSpec
+
+
+def listed(raw: Any) -> Any:
+    """Return a lone value as a list of one."""
+    is_whole = raw is None or isinstance(raw, (list, tuple))
+    return raw if is_whole else (raw,)
+
+
+class SpecRule(Frozen):
+    """Allowed values of a QuantSpec's fields; what is left out is free.
+
+    Attributes:
+        dtype: What a number is stored as: ``int8``, ``int4``, ``nf4``, ...
+        granularity: What shares one scale: ``tensor``, ``channel``, ``token``, ``group:N``,
+            ``block:RxC``.
+        symmetric: Whether the zero point is 0.
+        reduce_range: Whether one bit is given up, for processors whose 8-bit products saturate.
+        scale_dtype: What scales are stored as; None: float32.
+    """
+
+    dtype: tuple[str, ...] | None = None
+    granularity: tuple[str, ...] | None = None
+    symmetric: tuple[bool, ...] | None = None
+    reduce_range: tuple[bool, ...] | None = None
+    scale_dtype: tuple[str | None, ...] | None = None
+
+    @field_validator(
+        "dtype",
+        "granularity",
+        "scale_dtype",
+        mode="before",
+        json_schema_input_type=str | list[str] | None,
+    )
+    @classmethod
+    def _one_name_is_a_list(cls, raw: Any) -> Any:
+        return listed(raw)
+
+    @field_validator(
+        "symmetric",
+        "reduce_range",
+        mode="before",
+        json_schema_input_type=bool | list[bool] | None,
+    )
+    @classmethod
+    def _one_flag_is_a_list(cls, raw: Any) -> Any:
+        return listed(raw)
+
+    def admits(self, spec: QuantSpec) -> bool:
+        """Return whether every field that this rule names is among the allowed ones."""
+        # A reduced range is no offer of its own: whoever asks for it gets it of every 8-bit weight,
+        # see variants().
+        for field in type(self).model_fields.keys() - {"reduce_range"}:
+            allowed = getattr(self, field)
+            if allowed is not None and getattr(spec, field) not in allowed:
+                return False
+        return True
+
+    def variants(self, spec: QuantSpec) -> tuple[QuantSpec, ...]:
+        """Return the specs that this rule makes of an admitted 8-bit weight.
+
+        Over the whole range, a reduced one, or both.
+        """
+        is_of_8_bits = spec.bits == 8 and is_integer(spec)
+        if self.reduce_range is None or not is_of_8_bits:
+            return (spec,)
+        made = {False: spec, True: spec.reduced()}
+        return tuple(made[wanted] for wanted in dict.fromkeys(self.reduce_range))
