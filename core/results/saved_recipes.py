@@ -21,7 +21,8 @@ from .result import MANIFEST, read_manifest
 Scheme = NamedScheme | Recipe | TuningConfig | Mapping[str, Any]
 """What tells how a model is quantized: names, or each op's scheme, or rules."""
 
-_FILES = (".json", ".toml", ".yaml", ".yml")
+FILES = (".json", ".toml", ".yaml", ".yml")
+"""How a recipe's or a configuration's file ends."""
 
 
 def read_scheme(scheme: str | Path, host: PluginHost | None = None) -> Scheme:
@@ -60,7 +61,7 @@ def read_scheme(scheme: str | Path, host: PluginHost | None = None) -> Scheme:
         return _of_json(path) if path.suffix == ".json" else TuningConfig.read(path)
     # An option may hold a dot or a slash, so that only what ends as a file does is taken for one.
     before_options = Path(str(scheme).partition("(")[0])
-    looks_like_a_path = path.suffix in _FILES or len(before_options.parts) > 1
+    looks_like_a_path = path.suffix in FILES or len(before_options.parts) > 1
     if not is_text or looks_like_a_path:
         raise ConfigError(
             f"{scheme} does not exist; give a named scheme, a saved result's folder, a recipe "
@@ -99,4 +100,4 @@ def _of_json(path: Path) -> Scheme:
     return TuningConfig.read(path)
 
 
-__all__ = ["Scheme", "read_scheme"]
+__all__ = ["FILES", "Scheme", "read_scheme"]

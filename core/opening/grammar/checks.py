@@ -128,9 +128,11 @@ class Checks:
                 continue
             cards = self.host.parts("algorithms").items()
             able = sorted(name for name, card in cards if card.refines)
+            turned = before.card is not None and before.card.refines
+            remedy = f"write {after.name} before it" if turned else "leave one of them out"
             self._fail(
                 f"{after.name} cannot go on from what {before.name} made, it chooses everything "
-                f"anew; leave one of them out. What can go on: {', '.join(able)}"
+                f"anew; {remedy}. What can go on: {', '.join(able)}"
             )
 
 

@@ -83,7 +83,7 @@ def read(text: str) -> Written:
         ConfigError: If a method is empty, a bracket is open, an option has no value or stands
             twice; the message says where and shows the form.
     """
-    terms = []
+    terms: list[Term] = []
     position = 0
     while True:
         found = _TERM.match(text, position)

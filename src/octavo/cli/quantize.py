@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.errors import ConfigError, nearest
+from octavo.core.errors import ConfigError
 from octavo.core.opening.config import TuningConfig
-from octavo.core.opening.presets import PRESETS
+from octavo.core.opening.grammar.named import NamedScheme, is_scheme
 from octavo.core.results.comparing import Comparison
 from octavo.core.results.result import Quantized, check_target
+from octavo.core.results.saved_recipes import FILES, Scheme, read_scheme
 from octavo.core.tuning.quantize import quantize_model
 
 from .console import out, say, show_json
@@ -47,6 +49,7 @@ from .quantize_job import Made, plan_of_quantize
 EXAMPLES = """
 octavo quantize model.onnx --scheme int8-dynamic
 octavo quantize model.onnx --scheme int8-static --data samples.npz --metric accuracy
+octavo quantize model.onnx --scheme int8-static+smoothquant+bias-correction --data samples.npz
 octavo quantize model.onnx --scheme model-quantized --data samples.npz
 """
 
@@ -93,21 +96,23 @@ def quantize(
 
     It ends with float against quantized: size, latency, outputs, and the score that is asked for.
     """
-    chosen = _scheme(scheme)
+    host = PluginHost()
+    chosen = _scheme(scheme, host)
     _check_score(metric_name, evaluate, data)
     _check_data(data, chosen)
-    host = PluginHost()
     if backend is not None:
         host.read("adapters", backend)
     check_model(model, host)
-    target = check_target(output or default_folder(model, Path(scheme).stem))
+    target = check_target(output or default_folder(model, _last_part(scheme, chosen)))
     with ExitStack() as stack:
         stack.enter_context(logged(verbose, log_file))
         own = score_function(evaluate) if evaluate is not None else None
         samples, batches = _read(data, labels, batch_size, metric_name)
         opened = source(model)
         if dry_run:
-            plan = plan_of_quantize(model, opened, chosen, batches, backend, target)
+            plan = plan_of_quantize(
+                model, opened, (scheme, chosen), batches, backend, target
+            )
             plan.tell(as_json)
             raise typer.Exit(DONE)
         score: Callable[[Any], Any] | None = own
@@ -116,7 +121,11 @@ def quantize(
             score = FileScore(metric_name, samples, batch_size, reference)
         shows = verbose == 0
         quantized = quantize_model(
-            opened, chosen, batches, backend=backend, progress=shows
+            opened,
+            scheme if isinstance(chosen, NamedScheme) else chosen,
+            batches,
+            backend=backend,
+            progress=shows,
         )
         folder = quantized.save(target)
         compared = None
@@ -180,6 +189,13 @@ def _scheme(scheme: str, host: PluginHost) -> Scheme:
     if isinstance(found, TuningConfig):
         check_parts(found)
     return found
+
+
+def _last_part(scheme: str, chosen: Scheme) -> str:
+    """Return the last part of the name of a result's folder: what was asked for, in characters that
+    every file system takes."""
+    said = str(chosen) if isinstance(chosen, NamedScheme) else Path(scheme).stem
+    return re.sub(r"[^\w.+-]+", "-", said).strip("-")
 
 
 def _check_data(data: str | None, scheme: Scheme) -> None:

@@ -14,13 +14,16 @@ from rich.text import Text
 from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.grammar.named import NamedScheme
 from octavo.core.opening.opening import open_all
+from octavo.core.opening.presets import preset_recipe
 from octavo.core.opening.spaces import build_space
 from octavo.core.report import text
 from octavo.core.report.loading_code import loading_code, near
 from octavo.core.report.summary import float_weights
 from octavo.core.results.comparing import Comparison
 from octavo.core.results.result import Quantized
+from octavo.core.results.saved_recipes import Scheme
 from octavo.core.values.space import breadth
 
 from .dry_run import Plan
@@ -139,21 +142,38 @@ def _whole(said: str) -> Text:
 def plan_of_quantize(
     name: str,
     model: Any,
-    scheme: str | TuningConfig,
+    scheme: tuple[str, Scheme],
     batches: Any,
     backend: str | None,
     target: Path,
 ) -> Plan:
-    """Return what would be quantized; the model is opened on its backend."""
-    settings = scheme if isinstance(scheme, TuningConfig) else TuningConfig()
+    """Return what would be quantized; the model is opened on its backend.
+
+    Args:
+        name: The model as it was named.
+        model: The model.
+        scheme: As it was given, and what it stands for.
+        batches: Calibration data.
+        backend: The backend; None for the model's own.
+        target: Where the result would go.
+
+    Raises:
+        SchemeError: If no op of the model can take the scheme.
+    """
+    given, asked = scheme
+    settings = asked if isinstance(asked, TuningConfig) else TuningConfig()
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
     host = PluginHost()
     with ExitStack() as stack:
         opened, _, _ = open_all(model, batches, settings, host, stack, need_data=False)
         space = build_space(opened[-1], settings.rules, simulated=settings.simulated)
-    label = scheme if isinstance(scheme, str) else "the rules of a configuration"
+    label = "the rules of a configuration" if isinstance(asked, TuningConfig) else given
     ops = sum(len(unit.ops) for unit in space.tunable)
+    notes = space.notes
+    if isinstance(asked, NamedScheme):
+        taking = preset_recipe(asked, space, opened[-1], host)
+        notes = (*notes, *asked.remarks, f"{len(taking)} of {ops} ops take {given}")
     facts = {
         "dry_run": True,
         "model": name,
@@ -161,7 +181,7 @@ def plan_of_quantize(
         "scheme": label,
         "ops": ops,
         "folder": str(target),
-        "notes": list(space.notes),
+        "notes": list(notes),
         "exit_code": DONE,
     }
     calibrates = batches is not None
@@ -179,4 +199,4 @@ def plan_of_quantize(
             f"{target} (it would be replaced)" if target.exists() else str(target),
         ),
     ]
-    return Plan(facts, lines, space.notes)
+    return Plan(facts, lines, notes)
