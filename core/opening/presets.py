@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
@@ -9,6 +11,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import TuningSpace
 
+from .grammar.formats import format_of
 from .grammar.named import NamedScheme, read_named
 
 PRESETS: tuple[str, ...] = (
@@ -54,27 +57,46 @@ def preset_recipe(
         fitting = scheme.choices(unit.type, unit.choices)
         if fitting:
             chosen[unit.name] = fitting[0]
-    if not chosen and scheme.format.mode != "float":
+    if scheme.format.mode != "float" and not _is_carried_out(chosen, space):
         raise SchemeError(_why_none(scheme, space, opened))
     made = space.recipe(chosen, scheme.transforms)
     return made.recovered(*scheme.recovery)
 
 
+def _is_carried_out(chosen: Mapping[str, OpScheme], space: TuningSpace) -> bool:
+    """Return whether any op takes a scheme: tables alone, which take the stored form of any integer
+    format, are the scheme only of a model that has nothing else."""
+    products = {unit.name for unit in space.tunable if unit.type != "embedding"}
+    return not products.isdisjoint(chosen) if products else bool(chosen)
+
+
 def _why_none(scheme: NamedScheme, space: TuningSpace, opened: Opened) -> str:
     """Say that no op of a model takes a scheme, and what its ops can take instead."""
-    offered = sorted({str(s) for u in space.tunable for s in u.choices})
+    schemes = [s for unit in space.tunable for s in unit.choices if not s.is_float]
+    formats = ", ".join(dict.fromkeys(map(format_of, schemes)))
     noted = "".join(f". Note: {note}" for note in opened.view.notes)
     return (
         f"{opened.name} can carry out {str(scheme)!r} for no op of this model"
-        f"{_simulated(scheme, opened)}. It can: {'; '.join(offered) or 'nothing here'}{noted}"
+        f"{_same_format(scheme, schemes)}{_simulated(scheme, opened)}. "
+        f"It can: {formats or 'nothing here'}{noted}"
     )
+
+
+def _same_format(scheme: NamedScheme, schemes: Iterable[OpScheme]) -> str:
+    """Return what there is of a format whose options are what is missing."""
+    name = scheme.format.name.partition("(")[0]
+    alike = sorted({str(s) for s in schemes if format_of(s) == name})
+    return f": of {name} there is {'; '.join(alike)}" if alike else ""
 
 
 def _simulated(scheme: NamedScheme, opened: Opened) -> str:
     """Return what to do where a scheme is offered, but no kernel carries it out."""
     for op in opened.view.ops:
-        everything: tuple[OpScheme, ...] = opened.capability.for_op(op, simulated=True)
-        if scheme.choices(op.type, everything):
+        kernels = opened.capability.for_op(op)
+        everything = opened.capability.for_op(op, simulated=True)
+        if set(scheme.choices(op.type, everything)) - {
+            *scheme.choices(op.type, kernels)
+        }:
             return (
                 ": it has no kernel here and is only simulated, which a configuration with "
                 "simulated = true allows"

@@ -10,7 +10,7 @@ from typing import Any
 from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.errors import ModelError, raised_as
+from octavo.core.errors import DataError, ModelError, raised_as
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.grammar.named import NamedScheme
 from octavo.core.opening.opening import open_all, plugin_host
@@ -93,6 +93,12 @@ def quantize_model(
             train_fn=train_fn,
         )
         realizer.recovering.check(recipe.recovery, has_data=batches is not None)
+        if batches is None and realizer.probes():
+            what = f"scheme {str(asked)!r}" if isinstance(asked, NamedScheme) else "this"
+            raise DataError(
+                f"{what} needs calibration data, and there is none: give calibration=, some "
+                "batches of the model's inputs"
+            )
         with raised_as(ModelError, f"{target.name} cannot quantize this model"):
             if data or realizer.probes():
                 _calibrate(realizer, batches, phases)
