@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -70,7 +71,9 @@ class Checks:
             return
         name, fmt = method.name, self.format.name
         if mode in ("float", "cast"):
-            what = "quantizes nothing" if mode == "float" else "rounds to shorter floats"
+            what = (
+                "quantizes nothing" if mode == "float" else "rounds to shorter floats"
+            )
             self._fail(
                 f"{fmt} {what}, so that {name} has nothing to do; write a format of integers "
                 f"before it: int8-static, int4-weight-only"
@@ -123,13 +126,15 @@ class Checks:
 
     def _chain(self) -> None:
         chain = [m for m in self.methods if m.family == "algorithm"]
-        for before, after in zip(chain, chain[1:], strict=False):
+        for before, after in itertools.pairwise(chain):
             if after.card is None or after.card.refines:
                 continue
             cards = self.host.parts("algorithms").items()
             able = sorted(name for name, card in cards if card.refines)
             turned = before.card is not None and before.card.refines
-            remedy = f"write {after.name} before it" if turned else "leave one of them out"
+            remedy = (
+                f"write {after.name} before it" if turned else "leave one of them out"
+            )
             self._fail(
                 f"{after.name} cannot go on from what {before.name} made, it chooses everything "
                 f"anew; {remedy}. What can go on: {', '.join(able)}"

@@ -54,7 +54,7 @@ _WIDTHS = re.compile(
     r"w(?P<weight>\d+)(?:a(?P<input>\d+))?(?:-(?P<mode>static|dynamic|weight-only))?"
 )
 _MIXED = re.compile(r"w-(?P<weight>.+?)-a-(?P<input>.+?)-(?P<mode>static|dynamic)")
-_INTEGER = re.compile(r"(?P<sign>u?)int(?P<bits>[2-9]|1[0-6])")
+_INTEGER = re.compile(r"(?P<sign>u?)int(?P<bits>[2-8]|16)")
 # What most tools call fp8 is the one of the two formats that has more digits.
 _FP8 = "fp8_e4m3fn"
 _WIDE_INPUT = 16
@@ -230,7 +230,7 @@ def _of_widths(name: str, found: re.Match[str]) -> Format:
     """
     weight = f"int{found['weight']}"
     if not _is_dtype(weight):
-        raise ConfigError(f"scheme {name!r}: weights have 2 to 16 bits")
+        raise ConfigError(f"scheme {name!r}: weights have 2 to 8 bits, or 16")
     width, mode = int(found["input"] or _WIDE_INPUT), found["mode"]
     stays_float = width >= _WIDE_INPUT and mode is None
     if stays_float or mode == "weight-only":
@@ -248,7 +248,7 @@ def _of_widths(name: str, found: re.Match[str]) -> Format:
         )
     source = f"int{width}"
     if not _is_dtype(source):
-        raise ConfigError(f"scheme {name!r}: inputs have 2 to 16 bits")
+        raise ConfigError(f"scheme {name!r}: inputs have 2 to 8 bits, or 16")
     return Format(_name_of(weight, source, mode), _MODES[mode], weight, source)
 
 

@@ -196,4 +196,11 @@ def _checked(
     return replace(method, choice=choice)
 
 
-__all__ = ["FAMILIES", "Family", "Method", "all_methods", "find_methods", "method_names"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Method",
+    "all_methods",
+    "find_methods",
+    "method_names",
+]

@@ -177,9 +177,7 @@ def _text(value: Scalar) -> str:
     if not isinstance(value, str):
         return repr(value)
     is_word = re.fullmatch(r'[^\s,"()=]+', value, re.ASCII) is not None
-    looks_like_another = (
-        value.lower() in _WORDS or _NUMBER.fullmatch(value) is not None
-    )
+    looks_like_another = value.lower() in _WORDS or _NUMBER.fullmatch(value) is not None
     return value if is_word and not looks_like_another else json.dumps(value)
 
 
@@ -191,9 +189,7 @@ def _why_no_term(text: str, position: int, before: int) -> str:
         what = "a method" if before else "the format"
         where = "after" if before else "before"
         return f"scheme {shown(text)}: {what} {where} a '+' is empty; write it so: {EXAMPLE}"
-    return (
-        f"scheme {shown(text)} cannot be read from {shown(rest)} on; write it so: {EXAMPLE}"
-    )
+    return f"scheme {shown(text)} cannot be read from {shown(rest)} on; write it so: {EXAMPLE}"
 
 
 __all__ = ["EXAMPLE", "Term", "Written", "plain", "read"]

@@ -118,9 +118,7 @@ def test_a_strangers_method_rounds() -> None:
     target = open_model(tiny.chain(), tiny.host(), example=tiny.calibration()[0])
     scheme = "int8-dynamic+round-down(by=1.0)"
     recipe = preset_recipe(scheme, build_space(target), target, host)
-    assert {str(s.algorithm) for s in recipe.schemes.values()} == {
-        "Round_Down(by=1.0)"
-    }
+    assert {str(s.algorithm) for s in recipe.schemes.values()} == {"Round_Down(by=1.0)"}
     linear = torch.nn.Sequential(torch.nn.Linear(32, 8)).eval()
     x = torch.randn(4, 32)
     plain, lower = (
