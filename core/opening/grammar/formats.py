@@ -60,6 +60,9 @@ _FP8 = "fp8_e4m3fn"
 _WIDE_INPUT = 16
 """From this width on, ``wNaM`` without a mode means inputs in floating point (w4a16)."""
 
+_ANY = SpecRule()
+"""What a format without options says of specs: nothing."""
+
 _OPTIONS = ("group", "granularity", "symmetric", "scale_dtype", "reduce_range", "dtype")
 _OF_INPUT = ("granularity", "symmetric", "dtype")
 
@@ -82,8 +85,8 @@ class Format:
     mode: Mode
     weight: str = ""
     input: str = ""
-    of_weight: SpecRule = SpecRule()
-    of_input: SpecRule = SpecRule()
+    of_weight: SpecRule = _ANY
+    of_input: SpecRule = _ANY
 
     def choices(self, kind: str, offered: Iterable[OpScheme]) -> tuple[OpScheme, ...]:
         """Return which of an op's schemes this format takes, in the order in which they come.

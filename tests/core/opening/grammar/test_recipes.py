@@ -74,7 +74,7 @@ def test_presets_take_what_they_took(name: str) -> None:
 
 def test_what_is_only_simulated_says_so() -> None:
     target = opened()
-    with pytest.raises(SchemeError, match="only simulated, which .* simulated = true"):
+    with pytest.raises(SchemeError, match=r"only simulated, which .* simulated = true"):
         preset_recipe("fp8-dynamic", build_space(target), target, HOST)
     space = build_space(target, simulated=True)
     assert preset_recipe("fp8-dynamic", space, target, HOST)
@@ -85,7 +85,7 @@ def test_what_no_op_can_take_names_what_they_can() -> None:
     space = build_space(target)
     with pytest.raises(SchemeError, match=r"It can: .*int4-weight-only.*int8-static"):
         preset_recipe("w8a16-static", space, target, HOST)
-    with pytest.raises(SchemeError, match="of int4-weight-only there is .*group:32"):
+    with pytest.raises(SchemeError, match=r"of int4-weight-only there is .*group:32"):
         preset_recipe("int4(group=48)", space, target, HOST)
 
 
