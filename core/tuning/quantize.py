@@ -94,7 +94,9 @@ def quantize_model(
         )
         realizer.recovering.check(recipe.recovery, has_data=batches is not None)
         if batches is None and realizer.probes():
-            what = f"scheme {str(asked)!r}" if isinstance(asked, NamedScheme) else "this"
+            what = (
+                f"scheme {str(asked)!r}" if isinstance(asked, NamedScheme) else "this"
+            )
             raise DataError(
                 f"{what} needs calibration data, and there is none: give calibration=, some "
                 "batches of the model's inputs"
