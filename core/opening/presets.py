@@ -72,8 +72,9 @@ def _is_carried_out(chosen: Mapping[str, OpScheme], space: TuningSpace) -> bool:
 
 def _why_none(scheme: NamedScheme, space: TuningSpace, opened: Opened) -> str:
     """Say that no op of a model takes a scheme, and what its ops can take instead."""
-    schemes = [s for unit in space.tunable for s in unit.choices if not s.is_float]
-    formats = ", ".join(dict.fromkeys(map(format_of, schemes)))
+    schemes = [s for unit in space.tunable for s in unit.choices]
+    names = dict.fromkeys(format_of(s) for s in schemes if not s.is_float)
+    formats = ", ".join(names)
     noted = "".join(f". Note: {note}" for note in opened.view.notes)
     return (
         f"{opened.name} can carry out {str(scheme)!r} for no op of this model"
