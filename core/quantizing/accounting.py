@@ -93,6 +93,18 @@ def refuse_repairs(opened: Opened, recipe: Recipe) -> None:
             raise SchemeError(f"op {name!r}: {why}; leave low_rank out of its scheme")
 
 
+def repaired(parameters: Mapping[str, OpParameters]) -> Remarks:
+    """Return op -> rank and bytes of its weight's low-rank repair, where it has one."""
+    found: dict[str, str] = {}
+    for name, own in parameters.items():
+        repair = own.weight.repair if own.weight is not None else None
+        if repair is not None:
+            found[name] = (
+                f"low-rank repair of rank {repair.rank}, {repair.nbytes:,} bytes"
+            )
+    return found
+
+
 def without_repair(opened: Opened, recipe: Recipe) -> Remarks:
     """Return op -> why its weight has no low-rank repair, where those of others have one."""
     repairs = [r for scheme in recipe.schemes.values() for r in repairs_of(scheme)]

@@ -27,6 +27,7 @@ from .accounting import (
     reached_by_some,
     refuse_repairs,
     remarked,
+    repaired,
     second_copies,
     unreached,
     with_kept,
@@ -215,6 +216,7 @@ class Realizer:
         yield dict.fromkeys(without, "it has no bias to correct")
         yield self._states.after(recipe.transforms).remarks
         yield second_copies(view, recipe, parameters)
+        yield repaired(parameters)
         yield without_repair(self.opened, recipe)
         seen = self.statistics
         met = self.observation.met

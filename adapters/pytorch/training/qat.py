@@ -258,6 +258,12 @@ def _check_trainable(layer: Layer, decided: OpParameters) -> None:
             f"{', '.join(_TRAINED)} are trained, with integer weights; keep it float, or give it "
             "another scheme by a rule"
         )
+    if weight.repair is not None:
+        raise SchemeError(
+            f"op {op.name!r} [{decided.scheme}]: training the weight leaves nothing to the "
+            "low-rank repair of what its rounding did; leave low_rank out, or train updates "
+            "over the repaired base (octavo.qlora)"
+        )
     if weight.extra is not None or weight.params.spec.scale_dtype is not None:
         raise SchemeError(
             f"op {op.name!r} [{decided.scheme}]: step sizes are learned in float32; "
