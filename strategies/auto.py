@@ -73,7 +73,7 @@ class Auto(Sequential):
         cheapest, trial = yield from self._cheapest_within()
         if trial.over:
             return
-        transforms: Transforms = ()
+        transforms = self.space.required
         if not trial.passed:
             trial, transforms = yield from self._transform(cheapest, trial)
         if trial.passed:
@@ -93,7 +93,7 @@ class Auto(Sequential):
         Where none keeps it the note says so, and the trial is the last one.
         """
         cheapest = self._cheapest()
-        trial = yield from self._try(cheapest, ())
+        trial = yield from self._try(cheapest, self.space.required)
         for _ in range(ROUNDS):
             if not trial.over:
                 return cheapest, trial
@@ -106,7 +106,7 @@ class Auto(Sequential):
             if smaller == cheapest:
                 break
             cheapest = smaller
-            trial = yield from self._try(cheapest, ())
+            trial = yield from self._try(cheapest, self.space.required)
         if trial.over:
             self.note = "no recipe kept the budget when it was measured"
         return cheapest, trial
@@ -121,18 +121,18 @@ class Auto(Sequential):
         options = dict.fromkeys(eight_bits(self.units, mode) for mode in SUREST)
         passing: Picks | None = None
         for picks in filter(self._limits.fits, options):
-            trial = yield from self._try(picks, ())
+            trial = yield from self._try(picks, self.space.required)
             if trial.passed:
                 passing = picks
                 break
         cheapest = self._cheapest()
         if passing is None:
             # Within the budgets, or with nothing of 8 bits on offer.
-            yield from self._try(cheapest, ())
+            yield from self._try(cheapest, self.space.required)
             return
         costs = self._costs.costs()
         if total(costs, cheapest) < total(costs, passing):
-            yield from self._try(cheapest, ())
+            yield from self._try(cheapest, self.space.required)
 
     def _cheapest(self) -> Picks:
         return cheapest_within(self._costs.costs(), self._limits)
@@ -164,7 +164,11 @@ class Auto(Sequential):
             nearness = self._nearness(service, picks)
             if min(nearness.values()) > FAR:
                 return plain, self._least_harmful(service)
-            nearer = [t for t in alternatives if nearness[t] < nearness[()]]
+            nearer = [
+                t
+                for t in alternatives
+                if nearness[t] < nearness[plain.recipe.transforms]
+            ]
             nearer.sort(key=lambda t: nearness[t])
             alternatives = nearer[: self.config.transforms]
         trials = [plain]
@@ -188,7 +192,8 @@ class Auto(Sequential):
         """
         first = self._nearness(service, (0,) * len(self.units))
         best = min(first, key=lambda t: first[t])
-        return best if first[best] < CLEARLY * first[()] else ()
+        required = self.space.required
+        return best if first[best] < CLEARLY * first[required] else required
 
     def _nearness(
         self, service: RecipeSensitivity, picks: Picks

@@ -22,14 +22,20 @@ from octavo.core.values.budgets import BITS
 from octavo.core.values.scheme import Frozen, PartChoice
 from octavo.core.values.settings import checked
 
+from .alternatives import (
+    Alternative,
+    AlternativeTable,
+    Chain,
+    PartTable,
+    as_chain,
+)
 from .durations import seconds
 from .recover_setting import Recover
 from .rules import Rule
+from .specs import listed
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
-
-PartTable = str | dict[str, Any]
 
 
 class ObjectiveGoals(Frozen):
@@ -75,8 +81,11 @@ class TuningConfig(Frozen):
         accuracy: The criterion; a table without ``kind`` is the tolerance criterion's.
         objective: What to minimise.
         rules: Restrict or widen what ops may take; the later rule wins.
-        transforms: Model-wide transforms that may be tried, each alone: names or settings. None:
-            what the strategy suggests (``auto`` suggests some); an empty list: none.
+        transforms: Alternatives of model-wide transforms, names or settings; one that is a list is
+            applied in its order: ``[["smoothquant", "hadamard"], "awq"]``. None: what the strategy
+            suggests (``auto`` suggests some); an empty list: none.
+        require: Model-wide transforms that every recipe has, in order, before those of any
+            alternative.
         recover: What the best candidates learn from data where no trial reached the goal, in this
             order: ``reconstruction``, ``distillation``, ``qat``, or settings with ``kind``. Empty
             for nothing; ``qat`` alone where a function that trains is given.
@@ -112,7 +121,8 @@ class TuningConfig(Frozen):
     accuracy: dict[str, Any] = Field(default_factory=dict)
     objective: ObjectiveGoals = ObjectiveGoals()
     rules: tuple[Rule, ...] = ()
-    transforms: tuple[PartChoice, ...] | None = None
+    transforms: tuple[Alternative, ...] | None = None
+    require: tuple[PartChoice, ...] = ()
     recover: Recover = ()
     recover_top: int = Field(default=2, ge=1, le=10**6)
     backends: tuple[PartTable, ...] | None = None
@@ -149,11 +159,20 @@ class TuningConfig(Frozen):
         return value
 
     @field_validator(
-        "transforms", mode="before", json_schema_input_type=list[PartTable] | None
+        "transforms",
+        mode="before",
+        json_schema_input_type=PartTable | list[AlternativeTable] | None,
     )
     @classmethod
-    def _transforms_as_written(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, (str, dict)) else value
+    def _one_alternative_is_a_list(cls, value: Any) -> Any:
+        return listed(value)
+
+    @field_validator(
+        "require", mode="before", json_schema_input_type=PartTable | list[PartTable]
+    )
+    @classmethod
+    def _one_part_is_a_list(cls, value: Any) -> Any:
+        return listed(value)
 
     @field_validator("budgets", mode="before")
     @classmethod
@@ -246,6 +265,11 @@ class TuningConfig(Frozen):
                 raw[key] = value
         where = str(source) if isinstance(source, (str, Path)) else "config"
         return checked(cls, raw, where)
+
+    @property
+    def combinations(self) -> tuple[Chain, ...]:
+        """The alternatives of ``transforms``, each in its order, without what ``require`` names."""
+        return tuple(as_chain(alternative) for alternative in self.transforms or ())
 
     @property
     def gram_bytes(self) -> int:

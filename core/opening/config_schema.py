@@ -27,10 +27,32 @@ def config_schema(host: PluginHost) -> dict[str, Any]:
     properties["accuracy"] = {"anyOf": _criteria(host, definitions)}
     minimised = {"anyOf": _parts("objectives", host, definitions)}
     definitions["ObjectiveGoals"]["properties"]["minimise"]["items"] = minimised
-    for kind in ("algorithms", "calibrators", "transforms"):
-        if host.parts(kind):
-            _parts(kind, host, definitions)
+    rule = definitions["Rule"]["properties"]
+    properties["transforms"] = _optional(_alternatives("transforms", host, definitions))
+    properties["require"] = {**_listed("transforms", host, definitions), "default": []}
+    rule["algorithm"] = _optional(_alternatives("algorithms", host, definitions))
+    rule["calibrator"] = _optional(_listed("calibrators", host, definitions))
     return schema
+
+
+def _optional(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a setting that may be left out."""
+    return {"anyOf": [*schema["anyOf"], {"type": "null"}], "default": None}
+
+
+def _listed(kind: Any, host: PluginHost, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of one part of a kind, or of a list of them."""
+    one = _parts(kind, host, definitions)
+    return {"anyOf": [*one, {"type": "array", "items": {"anyOf": one}}]}
+
+
+def _alternatives(
+    kind: Any, host: PluginHost, definitions: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the schema of alternatives: each is one part, or a list of parts in order."""
+    one = _parts(kind, host, definitions)
+    in_order = {"type": "array", "items": {"anyOf": one}, "minItems": 1}
+    return {"anyOf": [*one, {"type": "array", "items": {"anyOf": [*one, in_order]}}]}
 
 
 def _parts(

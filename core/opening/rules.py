@@ -13,9 +13,8 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice
 
+from .alternatives import Alternative, AlternativeTable, Chain, PartTable
 from .specs import SpecRule, listed
-
-PartTable = str | dict[str, Any]
 
 
 SETTINGS = ("mode", "weight", "input", "algorithm", "calibrator")
@@ -39,7 +38,8 @@ class Rule(Frozen):
         mode: Allowed modes.
         weight: Allowed weight specs.
         input: Allowed input specs.
-        algorithm: Weight algorithms to try, each with its settings.
+        algorithm: Weight algorithms to try, each with its settings; one that is a list is a chain:
+            ``[["awq", "gptq"], "rtn"]`` tries gptq on what awq made, and rtn.
         calibrator: Calibrators to try, each with its settings.
     """
 
@@ -50,7 +50,7 @@ class Rule(Frozen):
     mode: tuple[Mode, ...] | None = None
     weight: SpecRule | None = None
     input: SpecRule | None = None
-    algorithm: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
+    algorithm: tuple[Alternative, ...] | None = Field(default=None, min_length=1)
     calibrator: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
@@ -82,6 +82,14 @@ class Rule(Frozen):
 
     @field_validator(
         "algorithm",
+        mode="before",
+        json_schema_input_type=PartTable | list[AlternativeTable] | None,
+    )
+    @classmethod
+    def _one_algorithm_is_a_list(cls, raw: Any) -> Any:
+        return listed(raw)
+
+    @field_validator(
         "calibrator",
         mode="before",
         json_schema_input_type=PartTable | list[PartTable] | None,
@@ -138,7 +146,7 @@ class Allowed:
     mode: tuple[Mode, ...] | None = None
     weight: SpecRule | None = None
     input: SpecRule | None = None
-    algorithm: tuple[PartChoice, ...] | None = None
+    algorithm: tuple[PartChoice | Chain, ...] | None = None
     calibrator: tuple[PartChoice, ...] | None = None
 
     @property

@@ -11,11 +11,18 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.quantizing.float_reasons import why_fixed
 from octavo.core.values.graph import Op
-from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
+from octavo.core.values.scheme import (
+    FLOAT,
+    OpScheme,
+    PartChoice,
+    QuantSpec,
+    in_order,
+)
 from octavo.core.values.sizes import repairs_of
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.units import find_units
 
+from .alternatives import Chain, as_chain
 from .rules import Allowed, Rule, merged, rules_without_effect
 
 
@@ -23,7 +30,8 @@ def build_spaces(
     opened: Sequence[Opened],
     rules: Sequence[Rule],
     *,
-    transforms: Sequence[PartChoice] = (),
+    transforms: Sequence[PartChoice | Chain] = (),
+    require: Chain = (),
     suggested: Mapping[str, PartChoice] = MappingProxyType({}),
     simulated: bool = False,
 ) -> dict[str, TuningSpace]:
@@ -32,21 +40,27 @@ def build_spaces(
     Args:
         opened: The backends.
         rules: The user's.
-        transforms: What the user names; a backend that cannot carry them out says so.
+        transforms: Alternatives that the user names; a backend that cannot carry them out says so.
+        require: Transforms that every recipe has, in front of those of each alternative.
         suggested: Op type -> what a strategy would like to compare, where it can be carried out and
             there is something to gain.
         simulated: Also offer schemes that are only simulated.
 
     Raises:
         ConfigError: If a rule matches nothing on any backend, or leaves an op nothing that the
-            backend can carry out.
+            backend can carry out; or if transforms are required that a backend cannot carry out.
     """
     for number, rule in enumerate(rules, 1):
         if not any(rule.matches(op, o.name) for o in opened for op in o.view.ops):
             raise ConfigError(f"rule {number} {_why_no_match(rule, opened)}")
     return {
         o.name: build_space(
-            o, rules, transforms=transforms, suggested=suggested, simulated=simulated
+            o,
+            rules,
+            transforms=transforms,
+            require=require,
+            suggested=suggested,
+            simulated=simulated,
         )
         for o in opened
     }
@@ -56,7 +70,8 @@ def build_space(
     opened: Opened,
     rules: Sequence[Rule] = (),
     *,
-    transforms: Sequence[PartChoice] = (),
+    transforms: Sequence[PartChoice | Chain] = (),
+    require: Chain = (),
     suggested: Mapping[str, PartChoice] = MappingProxyType({}),
     simulated: bool = False,
 ) -> TuningSpace:
@@ -67,20 +82,25 @@ def build_space(
     }
     choices, unrepaired = _with_repairs_that_run(opened, choices)
     notes += unrepaired
-    alternatives: list[tuple[PartChoice, ...]] = [()]
+    named = [as_chain(alternative) for alternative in transforms]
     can_rescale = "rescale" in opened.capability.features
-    if transforms and can_rescale:
-        alternatives += [(t,) for t in transforms]
-    elif transforms:
-        named = ", ".join(map(str, transforms))
-        notes.append(
-            f"{opened.name} does not offer rescale: transforms {named} are left out"
+    if require and not can_rescale:
+        raise ConfigError(
+            f"{opened.name} does not offer rescale, which require = {in_order(require)} asks of "
+            "every recipe: leave require out, or that backend"
         )
-    elif can_rescale:
-        gaining = [
+    if named and not can_rescale:
+        left_out = "; ".join(map(in_order, named))
+        notes.append(
+            f"{opened.name} does not offer rescale: transforms {left_out} are left out"
+        )
+        named = []
+    elif not named and can_rescale:
+        gaining = (
             t for kind, t in suggested.items() if _could_gain(kind, opened, choices)
-        ]
-        alternatives += [(t,) for t in dict.fromkeys(gaining)]
+        )
+        named = [(t,) for t in gaining if t not in require]
+    alternatives = dict.fromkeys([require, *(require + chain for chain in named)])
     notes += rules_without_effect(opened, rules)
     units, remarks = find_units(opened.view, choices)
     return TuningSpace(opened.name, units, tuple(alternatives), (*notes, *remarks))
@@ -201,20 +221,24 @@ def _more_simulated(op: Op, opened: Opened, allowed: Allowed) -> str:
 def _with_parts(schemes: Iterable[OpScheme], allowed: Allowed) -> Iterator[OpScheme]:
     """Yield schemes with each range, algorithm and calibrator that the rules name."""
     for scheme in schemes:
-        own = (scheme.weight, scheme.algorithm, scheme.calibrator)
+        own = (scheme.weight, scheme.algorithms, scheme.calibrator)
         weights: tuple[QuantSpec | None, ...] = (scheme.weight,)
-        algorithms: tuple[PartChoice | None, ...] = (scheme.algorithm,)
-        calibrators: tuple[PartChoice | None, ...] = (scheme.calibrator,)
+        algorithms: tuple[Chain, ...] = (scheme.algorithms,)
+        calibrators: tuple[PartChoice, ...] = (scheme.calibrator,)
         if scheme.weight and allowed.weight:
             weights = allowed.weight.variants(scheme.weight)
         if scheme.weight and allowed.algorithm:
-            algorithms = allowed.algorithm
+            algorithms = tuple(as_chain(named) for named in allowed.algorithm)
         if scheme.mode == "static" and allowed.calibrator:
             calibrators = allowed.calibrator
-        for weight, algorithm, calibrator in product(weights, algorithms, calibrators):
-            if (weight, algorithm, calibrator) == own:
+        for weight, chain, calibrator in product(weights, algorithms, calibrators):
+            if (weight, chain, calibrator) == own:
                 yield scheme
             else:
+                first, *refining = chain
                 yield scheme.variant(
-                    weight=weight, algorithm=algorithm, calibrator=calibrator
+                    weight=weight,
+                    algorithm=first,
+                    refined_by=tuple(refining),
+                    calibrator=calibrator,
                 )

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from octavo.core.values.coverage import Coverage, CoverageRow
+from octavo.core.values.scheme import in_order
 from octavo.core.values.trial import Measurement, Trial
 
 from . import text
@@ -79,7 +80,7 @@ def _what_runs(baseline: Trial, best: Trial | None) -> list[Row]:
         ("backend", backend, best.recipe.backend, ""),
         ("ops", "float", text.bits(best), ""),
     ]
-    transforms = ", ".join(map(str, best.recipe.transforms))
+    transforms = in_order(best.recipe.transforms)
     if transforms:
         rows.append(("transforms", "none", transforms, ""))
     return rows

@@ -144,10 +144,11 @@ class SensitivityService:
     ) -> dict[str, float]:
         """Return kind -> loss of what was asked already, finite ones alone; nothing is computed.
 
-        What was asked without transforms stands for what was not asked under them.
+        What was asked without transforms, or under the required ones alone, stands for what was not
+        asked under more of them.
         """
         found: dict[str, float] = {}
-        for under in ((), transforms):
+        for under in (self.realizer.space.required, transforms):
             for kind in self._kinds:
                 key = _key(kind, unit, scheme, under)
                 loss = self._scores.get(key, self._lent.get(key, float("inf")))
@@ -164,7 +165,8 @@ class SensitivityService:
         loss: float,
     ) -> None:
         """Let it know what another backend's service answered for a unit's counterpart."""
-        self._lent[_key(kind, unit, scheme, transforms)] = loss
+        under = transforms or self.realizer.space.required
+        self._lent[_key(kind, unit, scheme, under)] = loss
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe; infinite where none can be made."""
@@ -177,6 +179,8 @@ class SensitivityService:
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms
     ) -> Sequence[float]:
         self._check(kind, pairs)
+        # No recipe of the space goes without what it requires.
+        transforms = transforms or self.realizer.space.required
         compute = self._kinds[kind]
         wanted: dict[str, Callable[[], float]] = {}
         keys: list[str | None] = []

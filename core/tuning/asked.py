@@ -10,7 +10,8 @@ from octavo.core.contract.criterion import Criterion
 from octavo.core.contract.objective import Objective
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.opening.config import PartTable, TuningConfig
+from octavo.core.opening.alternatives import PartTable
+from octavo.core.opening.config import TuningConfig
 from octavo.core.scoring.held_out import CERTIFIED, split_samples
 from octavo.core.system.clock import Clock
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from octavo.core.report.names import distinct
 from octavo.core.storage.axes import Axes
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import PartChoice
+from octavo.core.values.scheme import PartChoice, in_order
 from octavo.core.values.space import TuningSpace, Unit
 
 BACKEND = "backend"
@@ -82,7 +82,7 @@ def _scheme_names(unit: Unit) -> tuple[str, ...]:
 
 
 def _transforms_name(transforms: tuple[PartChoice, ...]) -> str:
-    return " + ".join(map(str, transforms)) or "none"
+    return in_order(transforms) or "none"
 
 
 def _name(unit: str, backend: str) -> str:

@@ -69,7 +69,8 @@ def open_ground(
     spaces = build_spaces(
         opened,
         settings.rules,
-        transforms=settings.transforms or (),
+        transforms=settings.combinations,
+        require=settings.require,
         suggested=suggested,
         simulated=settings.simulated,
     )

@@ -11,6 +11,7 @@ from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError, ModelError, raised_as
+from octavo.core.opening.alternatives import only_one
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.grammar.named import NamedScheme
 from octavo.core.opening.opening import open_all, plugin_host
@@ -50,7 +51,7 @@ def quantize_model(
             ``int8-static+smoothquant(alpha=0.75)``, or a plain name such as ``awq``), a
             :class:`Recipe`, a saved one (a result's folder, its ``octavo.json``, or a JSON file of
             ``Recipe.to_json()``), or a configuration whose rules say what each op takes (its first
-            choice).
+            choice), and with at most one alternative of transforms.
         calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in
             calibration.
         backend: The backend; None for the model's own.
@@ -71,6 +72,7 @@ def quantize_model(
         backend = backend or asked.backend or None
     config = asked if isinstance(asked, (TuningConfig, Mapping)) else None
     settings = TuningConfig.read(config)
+    only_one("transforms", settings.combinations)
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
     phases = Phases(listeners((), progress), ahead=(QUANTIZING,))
@@ -138,7 +140,8 @@ def _what_is_asked(
     space = build_space(
         target,
         settings.rules,
-        transforms=settings.transforms or (),
+        transforms=settings.combinations,
+        require=settings.require,
         simulated=settings.simulated,
     )
     notes = space.notes

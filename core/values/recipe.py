@@ -13,7 +13,7 @@ from typing import Any
 from octavo.core.errors import ConfigError, said
 
 from .json_form import canonical_json
-from .scheme import FLOAT, OpScheme, PartChoice, QuantSpec
+from .scheme import FLOAT, OpScheme, PartChoice, QuantSpec, in_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Recipe:
     def __repr__(self) -> str:
         modes = Counter(scheme.mode for scheme in self.schemes.values())
         told = ", ".join(f"{count} {mode}" for mode, count in modes.most_common())
-        transforms = "".join(f", {transform}" for transform in self.transforms)
+        transforms = f", {in_order(self.transforms)}" if self.transforms else ""
         learned = "".join(f", then {step}" for step in self.recovery)
         on = f" on {self.backend}" if self.backend else ""
         what = f"{told or 'float throughout'}{transforms}{learned}{on}"

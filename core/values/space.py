@@ -89,7 +89,8 @@ class TuningSpace:
     Attributes:
         backend: The adapter's name.
         units: In execution order, tunable or not.
-        transforms: Alternatives of model-wide transforms; the first is always () = none.
+        transforms: Alternatives of model-wide transforms, in the order of each. The first is what
+            every recipe has and the others begin with: mostly (), nothing.
         notes: What the rules and the capability left out, for the report.
     """
 
@@ -102,10 +103,19 @@ class TuningSpace:
         for unit in self.units:
             if not unit.choices or unit.choices[-1] != FLOAT:
                 raise ConfigError(f"unit {unit.name!r} must offer float last")
-        if not self.transforms or self.transforms[0] != ():
+        required = self.transforms[0] if self.transforms else None
+        if required is None or any(
+            alternative[: len(required)] != required for alternative in self.transforms
+        ):
             raise ConfigError(
-                "the first alternative of a space's transforms must be (), no transform"
+                "the first alternative of a space's transforms must be (), no transform, or what "
+                "all others begin with"
             )
+
+    @property
+    def required(self) -> tuple[PartChoice, ...]:
+        """The transforms that every recipe has; () where none is required."""
+        return self.transforms[0]
 
     @cached_property
     def tunable(self) -> tuple[Unit, ...]:
@@ -139,10 +149,19 @@ class TuningSpace:
         return unit.schemes(choice)
 
     def recipe(
-        self, choice: Mapping[str, OpScheme], transforms: tuple[PartChoice, ...] = ()
+        self,
+        choice: Mapping[str, OpScheme],
+        transforms: tuple[PartChoice, ...] | None = None,
     ) -> Recipe:
         """Return the recipe in which each unit takes ``choice[unit.name]``, or float where it is
-        not named."""
+        not named.
+
+        Args:
+            choice: Unit name -> scheme.
+            transforms: One of :attr:`transforms`; None for :attr:`required` alone.
+        """
+        if transforms is None:
+            transforms = self.required
         schemes: dict[str, OpScheme] = {}
         for unit in self.tunable:
             if unit.name in choice:

@@ -17,7 +17,7 @@ from typing import Any
 from octavo.core.report.model import ReportData
 from octavo.core.report.names import CARRIES_CODES, distinct, short
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT, OpScheme
+from octavo.core.values.scheme import FLOAT, OpScheme, in_order
 from octavo.core.values.trial import Trial
 
 NAMED = 3
@@ -168,11 +168,11 @@ class Recipes:
     def _other_parts(self, trial: Trial, best: Trial) -> Iterator[str]:
         if trial.recipe.backend != best.recipe.backend:
             yield f"on {trial.recipe.backend or 'another backend'}"
-        own = list(map(str, trial.recipe.transforms))
-        other = list(map(str, best.recipe.transforms))
+        own = trial.recipe.transforms
+        other = best.recipe.transforms
         if own != other:
-            there = ", ".join(other) or "none"
-            yield f"transforms {', '.join(own) or 'none'} instead of {there}"
+            there = in_order(other) or "none"
+            yield f"transforms {in_order(own) or 'none'} instead of {there}"
 
     def otherwise(self, trial: Trial) -> list[Group]:
         """Return which ops of a trial run otherwise than asked, by reason."""
