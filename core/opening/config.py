@@ -5,8 +5,6 @@ From TOML, YAML, JSON, a mapping or Python; unknown keys are refused.
 
 from __future__ import annotations
 
-import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +15,6 @@ from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import ConfigError, shown
 from octavo.core.scoring.criteria.config import ToleranceConfig
 from octavo.core.scoring.racing import RaceConfig
-from octavo.core.system.textfiles import read_text
 from octavo.core.values.budgets import BITS
 from octavo.core.values.scheme import Frozen, PartChoice
 from octavo.core.values.settings import checked
@@ -29,6 +26,7 @@ from .alternatives import (
     PartTable,
     as_chain,
 )
+from .config_files import parse_file
 from .durations import seconds
 from .recover_setting import Recover
 from .rules import Rule
@@ -307,7 +305,7 @@ def _as_written(source: Any) -> dict[str, Any]:
     if isinstance(source, TuningConfig):
         return source.model_dump(exclude_unset=True)
     if isinstance(source, (str, Path)):
-        return _parse(Path(source))
+        return parse_file(Path(source))
     if source is None or isinstance(source, Mapping):
         return {str(k): v for k, v in (source or {}).items()}
     raise ConfigError(
@@ -323,32 +321,6 @@ def _table(value: Any) -> dict[str, Any]:
             f"accuracy: a table of settings is needed (got {shown(value)})"
         )
     return {str(k): v for k, v in value.items()}
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    text = read_text(path)
-    try:
-        if path.suffix == ".toml":
-            found: Any = tomllib.loads(text)
-        elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            found = yaml.safe_load(text)
-        elif path.suffix == ".json":
-            found = json.loads(text)
-        else:
-            raise ConfigError(
-                f"{path}: unknown kind of configuration {path.suffix!r}; use .toml, .yaml or .json"
-            )
-    except ConfigError:
-        raise
-    except Exception as error:  # each parser has its own family
-        raise ConfigError(f"{path} cannot be parsed: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(
-            f"{path} holds a {type(found).__name__}, not a table of settings"
-        )
-    return found
 
 
 __all__ = [
