@@ -16,7 +16,6 @@ from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice
 from .alternatives import Alternative, AlternativeTable, Chain, PartTable
 from .specs import SpecRule, listed
 
-
 SETTINGS = ("mode", "weight", "input", "algorithm", "calibrator")
 """What a rule may say of the ops that it names."""
 
