@@ -72,6 +72,8 @@ class Graph:
         opset: Version of the ONNX operator set whose semantics the nodes follow.
         origins: Folded constant -> the weights that it was computed from; what coverage counts in
             its place.
+        norms: Node -> (gain, shift) of the batch norm that was folded into it: each output channel
+            has this standard deviation and this mean, before the activation that is fused.
     """
 
     nodes: tuple[Node, ...]
@@ -80,6 +82,7 @@ class Graph:
     outputs: tuple[str, ...]
     opset: int = OPSET
     origins: Mapping[str, tuple[HeldWeight, ...]] = field(default_factory=dict)
+    norms: Mapping[str, tuple[Array, Array]] = field(default_factory=dict)
 
     def with_(self, **changes: Any) -> Graph:
         """Return a copy with some fields changed."""

@@ -10,6 +10,7 @@ import numpy as np
 from octavo.adapters.numpy.apply.lowering import quantized
 from octavo.adapters.numpy.apply.rescaling import rescaled
 from octavo.adapters.numpy.describe.census import census
+from octavo.adapters.numpy.describe.groups import norm_tensors
 from octavo.adapters.numpy.describe.ops import describe
 from octavo.adapters.numpy.kernels.casting import plain
 from octavo.adapters.numpy.kernels.fallback import REASON, native
@@ -90,8 +91,8 @@ class NumpySession(Session):
         return observe(self._program, batches, values, sink)
 
     def tensor(self, name: str) -> np.ndarray:
-        """Return an initializer."""
-        tensors = self.graph.initializers
+        """Return an initializer, or the gain or shift of a folded batch norm."""
+        tensors = {**self.graph.initializers, **norm_tensors(self.graph)}
         if name not in tensors:
             raise ModelError(
                 f"the graph has no tensor {name!r}{nearest(name, tensors)}"

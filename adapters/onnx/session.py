@@ -16,6 +16,7 @@ from octavo.adapters.onnx.describe.census import census
 from octavo.adapters.onnx.describe.finite import refuse_non_finite
 from octavo.adapters.onnx.describe.owners import Owners, owners_in
 from octavo.adapters.onnx.describe.sites import find_sites
+from octavo.adapters.onnx.describe.streams import find_streams
 from octavo.adapters.onnx.files.fingerprint import digest
 from octavo.adapters.onnx.kernels.ledger import Decided, ExecutedLedger, float_line
 from octavo.adapters.onnx.observe.passes import Observed, observe
@@ -96,14 +97,24 @@ class OnnxSession(Session):
         return self._observed.batches
 
     def tensor(self, name: str) -> np.ndarray:
-        """Return an initializer of the prepared model."""
+        """Return an initializer of the prepared model, or a folded batch norm's gain or shift."""
         initializers = self._prepared.graph.initializers
         array = constant(initializers.get(name))
+        if array is None:
+            array = self._folded_norms.get(name)
         if array is None:
             raise ModelError(
                 f"the model has no tensor {name!r}{nearest(name, initializers)}"
             )
         return array
+
+    @cached_property
+    def _folded_norms(self) -> Mapping[str, np.ndarray]:
+        """What groups name of batch norms that are folded, by its name."""
+        found: dict[str, np.ndarray] = {}
+        for stream in find_streams(self._sites.outside):
+            found.update(stream.norm_tensors())
+        return found
 
     def apply(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]

@@ -20,6 +20,7 @@ from octavo.adapters.pytorch.capture.description import Background, description
 from octavo.adapters.pytorch.capture.folding import folded
 from octavo.adapters.pytorch.capture.further_batches import look_further
 from octavo.adapters.pytorch.capture.layers import Layer
+from octavo.adapters.pytorch.capture.links import norm_of_sum
 from octavo.adapters.pytorch.kernels.saturation import why_in_float
 from octavo.adapters.pytorch.modules.shared_copy import (
     aliases,
@@ -130,6 +131,9 @@ class TorchSession(Session):
                 weight, bias = self._fold(layer)
                 return weight if name.endswith(".weight") else bias
         tensors = named_tensors(self.capture.root)
+        summed = norm_of_sum(self.capture.root, self.capture.links.values(), name)
+        if summed is not None:
+            return self._brought(summed)
         if name not in tensors:
             first = aliases(self.capture.root)
             if name not in first:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors
-from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.graph import Group, ModelView, Op
 from octavo.core.values.scheme import PartChoice, QuantSpec
 
 from .calibrator import Observer, Probe
@@ -58,6 +58,13 @@ class Rescaling(ABC):
         It leaves out what a group does not take, and the ledger says so.
         """
         return frozenset({"scale"})
+
+    def passes_over(self, group: Group) -> str:
+        """Return why it leaves a group alone that could take what it changes; empty if it does not.
+
+        The ledger of the group's members says so.
+        """
+        return ""
 
     @abstractmethod
     def factors(

@@ -11,6 +11,7 @@ from octavo.core.contract.transform import Rescaling
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.channels import Factors
 from octavo.core.system.log import remark
+from octavo.core.values.graph import Group
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
 
@@ -116,9 +117,11 @@ class TransformedSessions:
             view, before.session.tensor, before.statistics, free
         )
         if not factors:
+            rescalable = (g for g in view.groups if g.kind == "rescale")
+            reasons = dict.fromkeys(map(rescaling.passes_over, rescalable))
+            why = "; ".join(("the recipe runs without it", *filter(None, reasons)))
             remark(
-                f"transform {choice} found nothing to rescale on {self._opened.name}: "
-                "the recipe runs without it",
+                f"transform {choice} found nothing to rescale on {self._opened.name}: {why}",
                 "quantizing",
             )
         return factors
@@ -131,11 +134,20 @@ class TransformedSessions:
         for group in self._opened.view.groups:
             if group.kind != "rescale":
                 continue
-            left = sorted(rescaling.carries - group.takes)
-            if not left:
+            why = _why_left(rescaling, group)
+            if not why:
                 continue
-            takes = ", ".join(sorted(group.takes))
-            why = f"{choice.kind}: no {', '.join(left)} over {group.name}, which takes {takes}"
+            why = f"{choice.kind}: {why}"
             for name in group.members:
                 remarks[name] = "; ".join(filter(None, (remarks.get(name), why)))
         return remarks
+
+
+def _why_left(rescaling: Rescaling, group: Group) -> str:
+    """Return what a transform does not change over a group, and why; empty if it changes all."""
+    left = sorted(rescaling.carries - group.takes)
+    if left:
+        takes = ", ".join(sorted(group.takes))
+        return f"no {', '.join(left)} over {group.name}, which takes {takes}"
+    why = rescaling.passes_over(group)
+    return f"nothing over {group.name}: {why}" if why else ""

@@ -138,13 +138,17 @@ class Group:
         values: For ``rescale``: every value that is divided, where there are more than lie between
             producer and members (a residual sum divides all its terms); empty where those are all.
         gain: For ``rescale`` after a norm: name of the norm's gain; ``Session.tensor`` gives it.
-            Empty where there is none.
+            Empty where there is none. A batch norm that was folded into the op before it counts:
+            its own gain, not the folded weight's.
         shift: Likewise its shift.
         takes: For ``rescale``: what of a :class:`~octavo.core.numerics.channels.ChannelMap` it can
             take. A norm with a shift takes in shifts, a linear producer with nothing between shifts
             and rotations, a convolution over zero padding scales alone.
         online: For ``rescale``: which of them are steps before the members' products at run time,
             because nothing can take them in.
+        offset: The gain that the norm multiplies by is one more than what ``gain`` names, as
+            Gemma's norms store it.
+        rectified: A ReLU lies behind the norm: members meet no value below zero.
     """
 
     name: str
@@ -158,6 +162,8 @@ class Group:
     shift: str = ""
     takes: frozenset[str] = frozenset({"scale"})
     online: frozenset[str] = frozenset()
+    offset: bool = False
+    rectified: bool = False
 
 
 def tied_groups(ops: Iterable[Op], *, by_type: bool = False) -> Iterator[Group]:

@@ -54,6 +54,7 @@ class _Editor:
         # Value -> the nodes that come behind its producer; '' for the beginning.
         self._inserted: dict[str, list[Node]] = {}
         self._changed: dict[str, Array] = {}
+        self._norms = dict(graph.norms)
 
     def graph(self) -> Graph:
         """Return the changed graph."""
@@ -66,7 +67,9 @@ class _Editor:
             for value in old.outputs:
                 nodes += self._inserted.get(value, ())
         initializers = {**self._graph.initializers, **self._changed}
-        return self._graph.with_(nodes=tuple(nodes), initializers=initializers)
+        return self._graph.with_(
+            nodes=tuple(nodes), initializers=initializers, norms=self._norms
+        )
 
     def array(self, name: str) -> Array:
         """Return a constant as it is now."""
@@ -109,6 +112,19 @@ class _Editor:
         self.set_array(name, np.ascontiguousarray(new).astype(old.dtype))
         if moved is not None:
             self._set_bias(node, moved, old.dtype)
+        self._change_folded_norm(node, change)
+
+    def _change_folded_norm(self, node: Node, change: ChannelMap) -> None:
+        """Let what a batch norm said of a written value follow it.
+
+        After a rotation nothing is known of single channels.
+        """
+        norm = self._norms.get(node.name)
+        if norm is None or change.rotation is not None:
+            return
+        gain, shift = norm
+        scaled = np.asarray(ChannelMap(change.scale).apply(gain))
+        self._norms[node.name] = scaled, np.asarray(change.apply(shift))
 
     def read(self, node: Node, change: ChannelMap) -> None:
         """Let a member's weight read the changed value."""

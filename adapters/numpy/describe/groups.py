@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.adapters.numpy.graph import Graph, Node
+from octavo.adapters.numpy.graph import Array, Graph, Node
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE, norm_steps
 from octavo.core.values.graph import Group, Op
 
@@ -30,6 +30,19 @@ def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
         if group is not None:
             found.append(group)
     return tuple(found)
+
+
+def norm_names(node: str) -> tuple[str, str]:
+    """Return what groups call the gain and the shift of the norm folded into a node."""
+    return f"{node}:gain", f"{node}:shift"
+
+
+def norm_tensors(graph: Graph) -> dict[str, Array]:
+    """Return the gains and shifts of folded norms by their names."""
+    found: dict[str, Array] = {}
+    for node, tensors in graph.norms.items():
+        found.update(zip(norm_names(node), tensors, strict=True))
+    return found
 
 
 def channels_of(graph: Graph, node: Node) -> int:
@@ -73,8 +86,8 @@ class _Finder:
             self._multiplies(reader, value) for reader in readers
         ):
             return None
-        is_norm = node.op in _NORMS
         takes = SCALE_ALONE if node.op == "Conv" else EVERY
+        gain, shift = self._gain_and_shift(node)
         return Group(
             f"rescale:{name}",
             "rescale",
@@ -82,11 +95,21 @@ class _Finder:
             node.name,
             value.channels,
             name,
-            gain=node.input(1) if is_norm else "",
-            shift=node.input(2) if is_norm else "",
+            gain=gain,
+            shift=shift,
             takes=takes,
             online=takes & _not_taken_in(node),
+            rectified=node.get("activation", "") == "Relu",
         )
+
+    def _gain_and_shift(self, node: Node) -> tuple[str, str]:
+        """Return the names of a norm's gain and shift: the node's own, or those folded into it."""
+        if node.op in _NORMS:
+            return node.input(1), node.input(2)
+        if node.name in self._graph.norms:
+            gain, shift = norm_names(node.name)
+            return gain, shift
+        return "", ""
 
     def online(self, node: Node) -> Group | None:
         """Return the group of a node's linear readers, which change the value by own steps."""

@@ -38,6 +38,8 @@ class _Place(NamedTuple):
 def fold_batch_norm(graph: Graph) -> Graph:
     """Fold a batch norm behind a convolution or Gemm into its weight and bias.
 
+    What it said of its output is kept in ``Graph.norms``.
+
     Source: Jacob et al. 2018, section 3.2.
     """
     folder = _Folder(graph)
@@ -45,7 +47,8 @@ def fold_batch_norm(graph: Graph) -> Graph:
         place = folder.place_of(norm)
         if place is not None:
             folder.fold(norm, place)
-    return graph.replaced(folder.changed, folder.constants)
+    changed = graph.replaced(folder.changed, folder.constants)
+    return changed.with_(norms={**graph.norms, **folder.norms})
 
 
 class _Folder:
@@ -55,6 +58,7 @@ class _Folder:
         self._producers = graph.producers()
         self.changed: dict[str, Node | None] = {}
         self.constants: dict[str, Array] = {}
+        self.norms: dict[str, tuple[Array, Array]] = {}
 
     def place_of(self, norm: Node) -> _Place | None:
         """Return the layer that a node can be folded into, None where there is none."""
@@ -104,6 +108,8 @@ class _Folder:
         inputs = (layer.inputs[0], weight_name, bias_name)
         self.changed[layer.name] = layer.with_(inputs=inputs, outputs=norm.outputs)
         self.changed[norm.name] = None
+        gain = moments.gamma.astype(np.float32)
+        self.norms[layer.name] = gain, moments.beta.astype(np.float32)
 
     def _own(self, node: Node, index: int, kind: str) -> str:
         """Return the name of a node's own changed tensor.

@@ -20,6 +20,11 @@ from octavo.adapters.onnx.prepare.constants import (
     drop_unused_initializers,
     replace_input,
 )
+from octavo.adapters.onnx.prepare.folded_norms import (
+    FoldedNorm,
+    folded_norm,
+    keep_folded_norm,
+)
 from octavo.adapters.onnx.prepare.patterns import input_at
 from octavo.core.numerics.channels import ChannelMap, Factors, channel_maps, is_online
 from octavo.core.values.graph import Group
@@ -164,6 +169,7 @@ class _Editor:
         """Let a linear op or convolution write the changed value."""
         name, axis, old = self._weight(site)
         bias = self._bias(site)
+        self._change_folded_norm(site, change)
         if site.kind == "linear":
             rows = _as_rows(old, axis)
             rows, moved = change.writer(rows, bias)
@@ -180,6 +186,19 @@ class _Editor:
         if bias is not None:
             changed = change.apply(bias)
             self._set_bias(site, changed)
+
+    def _change_folded_norm(self, site: Site, change: ChannelMap) -> None:
+        """Let what a batch norm said of a written value follow it.
+
+        After a rotation nothing is known of single channels.
+        """
+        node = self.nodes[site.name]
+        norm = folded_norm(node)
+        if norm is None or change.rotation is not None:
+            return
+        gain = ChannelMap(change.scale).apply(norm.gain)
+        changed = FoldedNorm(np.asarray(gain), np.asarray(change.apply(norm.shift)))
+        keep_folded_norm(node, changed)
 
     def read(self, site: Site, change: ChannelMap) -> None:
         """Let a member's weight read the changed value."""

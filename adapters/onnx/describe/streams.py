@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from onnx_ir import Node, Value
 
+from octavo.adapters.onnx.prepare.folded_norms import FoldedNorm, folded_norm
 from octavo.adapters.onnx.prepare.patterns import name_of, producer_at
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE
 from octavo.core.values.graph import Group
@@ -39,6 +41,32 @@ class Stream:
     values: dict[str, None] = field(default_factory=dict)
     channels: int = 0
 
+    @property
+    def name(self) -> str:
+        """The name of its group."""
+        return f"rescale:{self.writers[0].name}"
+
+    @property
+    def norm(self) -> FoldedNorm | None:
+        """What the batch norms in its writers say of its values; None where one has none.
+
+        A residual stream is taken for the sum of all its writers.
+        """
+        found = None
+        for writer in self.writers:
+            norm = folded_norm(writer.node)
+            if norm is None:
+                return None
+            found = norm if found is None else found.beside(norm)
+        return found
+
+    def norm_tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield what the group calls its norm's gain and shift, and their numbers."""
+        norm = self.norm
+        if norm is not None:
+            yield f"{self.name}:gain", norm.gain.astype(np.float32)
+            yield f"{self.name}:shift", norm.shift.astype(np.float32)
+
     def group(self) -> Group:
         """Return the stream as the core sees it."""
         first = self.writers[0]
@@ -56,16 +84,20 @@ class Stream:
         online = takes - {"scale"}
         if is_direct:
             online = frozenset()
+        gain, shift = [name for name, _ in self.norm_tensors()] or ("", "")
         return Group(
-            f"rescale:{first.name}",
+            self.name,
             "rescale",
             members,
             first.name,
             self.channels,
             read[0],
             tuple(self.values),
+            gain=gain,
+            shift=shift,
             takes=takes,
             online=online,
+            rectified=len(self.writers) == 1 and first.activation == "relu",
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ class Link:
         group: As the core sees it.
         divided: Names of tensors whose first axis is divided by the factors.
         offset: The producer's gain is 1 + weight, not weight.
+        summed: Paths of the batch norms whose outputs are added up, where there are several.
         members: The consumers.
         kind: What the producer is.
     """
@@ -36,8 +37,9 @@ class Link:
     group: Group
     divided: tuple[str, ...]
     members: tuple[Layer, ...]
-    kind: Literal["norm", "conv", "input"]
+    kind: Literal["norm", "layer", "input"]
     offset: bool = False
+    summed: tuple[str, ...] = ()
 
     @classmethod
     def of_norm(
@@ -48,8 +50,6 @@ class Link:
         assert isinstance(weight, Tensor)
         has_shift = getattr(norm, "bias", None) is not None
         offset = gain_of(norm) == "offset"
-        gain = "" if offset else f"{path}.weight"
-        shift = f"{path}.bias" if has_shift and not offset else ""
         group = Group(
             f"{path} -> {members[0].op.name}",
             "rescale",
@@ -57,29 +57,14 @@ class Link:
             producer=path,
             channels=weight.numel(),
             value=value,
-            gain=gain,
-            shift=shift,
+            gain=f"{path}.weight",
+            shift=f"{path}.bias" if has_shift else "",
             takes=EVERY,
             online=norm_steps(has_shift=has_shift),
+            offset=offset,
         )
         divided = (f"{path}.weight", *((f"{path}.bias",) if has_shift else ()))
         return cls(group, divided, tuple(members), "norm", offset)
-
-    @classmethod
-    def of_conv(cls, producer: Layer, members: Sequence[Layer], value: str) -> Link:
-        """Link a convolution (its batch norm, if it has one) to the convolutions that read it."""
-        assert producer.op.weight is not None
-        group = Group(
-            f"{producer.op.name} -> {members[0].op.name}",
-            "rescale",
-            _names(members),
-            producer=producer.op.name,
-            channels=producer.op.weight.shape[0],
-            value=value,
-        )
-        path = producer.norm or producer.path
-        divided = (f"{path}.weight", *((f"{path}.bias",) if producer.op.bias else ()))
-        return cls(group, divided, tuple(members), "conv")
 
 
 def input_link(members: Sequence[Layer], value: str) -> Link:
@@ -101,6 +86,27 @@ def input_link(members: Sequence[Layer], value: str) -> Link:
         online=EVERY,
     )
     return Link(group, (), tuple(members), "input")
+
+
+def norm_of_sum(root: nn.Module, links: Iterable[Link], name: str) -> Tensor | None:
+    """Return the gain or the shift of a sum of batch norms' outputs, by its name in a group.
+
+    As if they were independent: means add up, and so do variances. None for any other name.
+    """
+    for link in links:
+        if not link.summed or name not in (link.group.gain, link.group.shift):
+            continue
+        norms = [root.get_submodule(path) for path in link.summed]
+        if name == link.group.shift:
+            return torch.stack([_vector(norm.bias) for norm in norms]).sum(0)
+        gains = torch.stack([_vector(norm.weight) for norm in norms])
+        return gains.square().sum(0).sqrt()
+    return None
+
+
+def _vector(parameter: object) -> Tensor:
+    assert isinstance(parameter, Tensor)
+    return parameter.detach().float()
 
 
 def _names(members: Sequence[Layer]) -> tuple[str, ...]:

@@ -169,6 +169,9 @@ def _by_script(export: _Export, path: Path) -> None:
         str(path),
         dynamic_axes=export.axes,
         dynamo=False,
+        # The exporter would fold batch norms away, and with them what they tell of ranges; who
+        # opens the file folds them all the same. The model is in eval mode, and stays so.
+        training=torch.onnx.TrainingMode.PRESERVE,
         **export.settings,
     )
 

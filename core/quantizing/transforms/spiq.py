@@ -11,10 +11,10 @@ from pydantic import Field
 from octavo.core.contract.algorithm import NeedsConfig
 from octavo.core.contract.transform import Observed
 from octavo.core.numerics.affine import Array
-from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.graph import Group, ModelView, Op
 
 from .base import Link, Rescaling, links, usable
-from .norms import absmax_from_norm, gain_and_shift
+from .norms import UNKNOWN, absmax_from_norm, gain_and_shift
 
 
 class SpiqConfig(NeedsConfig):
@@ -51,6 +51,11 @@ class Spiq(Rescaling):
 
     config: SpiqConfig
 
+    def passes_over(self, group: Group) -> str:
+        """Return why the parameters of a norm cannot be had."""
+        from_norm = self.config.source == "norm"
+        return UNKNOWN if from_norm and not group.gain else ""
+
     def factors(
         self,
         view: ModelView,
@@ -70,9 +75,10 @@ class Spiq(Rescaling):
         if self.config.source == "calibration":
             return link.input_absmax()
         known = gain_and_shift(link)
-        return (
-            None if known is None else absmax_from_norm(*known, self.config.deviations)
-        )
+        if known is None:
+            return None
+        rectified = link.group.rectified
+        return absmax_from_norm(*known, self.config.deviations, rectified=rectified)
 
 
 def conversion_scales(absmax: Array) -> Array:

@@ -13,11 +13,11 @@ from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.transform import Observed
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import ChannelMap, Factors
-from octavo.core.values.graph import ModelView, Op
+from octavo.core.values.graph import Group, ModelView, Op
 from octavo.core.values.scheme import QuantSpec
 
 from .base import Link, Rescaling, links, usable
-from .norms import gain_and_shift
+from .norms import UNKNOWN, gain_and_shift
 from .objective import best_of, input_error, weight_error
 
 _ACTIVATION = QuantSpec(dtype="uint8", symmetric=False)
@@ -39,6 +39,10 @@ class OutlierSuppression(Rescaling):
     Models", section 4.1, eqs. 3 and 4 (gamma migration). Needs the norm's parameters alone. Cost:
     none to speak of.
     """
+
+    def passes_over(self, group: Group) -> str:
+        """Return why a norm's gain cannot be had."""
+        return "" if group.gain else UNKNOWN
 
     def factors(
         self,

@@ -7,6 +7,7 @@ between integer convolutions each would cost a way back to float.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,11 @@ from octavo.adapters.onnx.prepare.constants import (
     is_constant,
     replace_input,
     take_over,
+)
+from octavo.adapters.onnx.prepare.folded_norms import (
+    FoldedNorm,
+    folded_norm,
+    keep_folded_norm,
 )
 from octavo.adapters.onnx.prepare.patterns import (
     float_of,
@@ -33,9 +39,10 @@ from octavo.adapters.onnx.prepare.patterns import (
 
 
 def fold_batch_norm(node: Node) -> bool:
-    """Fold a BatchNormalization into the Conv or ConvTranspose before it.
+    """Fold a BatchNormalization into the Conv, ConvTranspose or Gemm before it.
 
-    ``y = (conv(x) - mean) * gamma / sqrt(var + eps) + beta``.
+    ``y = (conv(x) - mean) * gamma / sqrt(var + eps) + beta``. What it said of its output is kept
+    (:mod:`..folded_norms`).
     """
     if len(node.inputs) < 5 or int_of(node, "training_mode", 0):
         return False
@@ -51,7 +58,13 @@ def fold_batch_norm(node: Node) -> bool:
     deviation = np.sqrt(variance.astype(np.float64) + epsilon)
     factor = scale.astype(np.float64) / deviation
     moved = shift - mean * factor
-    return _absorb(node, node.inputs[0], factor, moved)
+    source = producer_of(node.inputs[0])
+    if not _absorb(node, node.inputs[0], factor, moved):
+        return False
+    if source is not None:
+        gain = scale.astype(np.float64)
+        keep_folded_norm(source, FoldedNorm(gain, shift.astype(np.float64)))
+    return True
 
 
 def fold_affine(node: Node) -> bool:
@@ -67,10 +80,18 @@ def fold_affine(node: Node) -> bool:
         return False
     if not _is_per_channel(held.shape, len(weight.shape)):
         return False
+    if not is_standard(source, "Conv", "ConvTranspose"):
+        return False
     number = held.ravel().astype(np.float64)
+    factor, shift = np.ones(1), number
     if node.op_type == "Mul":
-        return _absorb(node, x, number, np.zeros(1))
-    return _absorb(node, x, np.ones(1), number)
+        factor, shift = number, np.zeros(1)
+    if not _absorb(node, x, factor, shift):
+        return False
+    norm = folded_norm(source)
+    if norm is not None:
+        keep_folded_norm(source, norm.then(factor, shift))
+    return True
 
 
 def _is_per_channel(shape: tuple[int, ...], rank: int) -> bool:
@@ -82,8 +103,8 @@ def _is_per_channel(shape: tuple[int, ...], rank: int) -> bool:
 
 
 @dataclass(frozen=True)
-class _Convolution:
-    """A convolution with constant parameters that one node alone reads."""
+class _Layer:
+    """A convolution or Gemm with constant parameters that one node alone reads."""
 
     node: Node
     graph: Graph
@@ -103,7 +124,13 @@ class _Convolution:
         """How many channels it writes."""
         if self.is_transposed:
             return int(self.weight.shape[1]) * self.groups
-        return int(self.weight.shape[0])
+        return int(self.weight.shape[self._axis])
+
+    @property
+    def _axis(self) -> int:
+        """Axis of the output channels of a weight whose rows or columns they are."""
+        is_turned = self.node.op_type == "Gemm" and not int_of(self.node, "transB", 0)
+        return 1 if is_turned else 0
 
     def scaled(self, factor: np.ndarray) -> np.ndarray:
         """Return the weight with each output channel multiplied by its factor."""
@@ -115,19 +142,21 @@ class _Convolution:
             by_group = factor.reshape(self.groups, 1, -1)
             by_input = np.repeat(by_group, inputs // self.groups, axis=1)
             factors = by_input.reshape(inputs, outputs, *ones)
+        elif self._axis == 1:
+            factors = factor.reshape(1, -1)
         else:
             factors = factor.reshape(-1, 1, *ones)
         scaled: np.ndarray = weight * factors
         return scaled
 
 
-def _sole_convolution(node: Node, x: Value | None) -> _Convolution | None:
-    """Return the convolution that writes ``x``, where ``node`` alone reads it."""
+def _sole_layer(node: Node, x: Value | None) -> _Layer | None:
+    """Return the convolution or Gemm that writes ``x``, where ``node`` alone reads it."""
     source = producer_of(x)
     graph = node.graph
     if not isinstance(graph, Graph):
         return None
-    if not is_standard(source, "Conv", "ConvTranspose"):
+    if not _takes_in(source):
         return None
     middle = source.outputs[0]
     if only_use(middle) is None or source.graph is not graph:
@@ -140,19 +169,30 @@ def _sole_convolution(node: Node, x: Value | None) -> _Convolution | None:
         bias = np.zeros((), np.float32)
     if weight is None or bias is None:
         return None
-    return _Convolution(source, graph, weight, bias)
+    return _Layer(source, graph, weight, bias)
+
+
+def _takes_in(node: Node | None) -> TypeGuard[Node]:
+    """True for ops whose weight and bias can take in one factor and shift per channel."""
+    if is_standard(node, "Conv", "ConvTranspose"):
+        return True
+    if not is_standard(node, "Gemm"):
+        return False
+    is_plain = float_of(node, "alpha", 1.0) == float_of(node, "beta", 1.0) == 1.0
+    bias = constant(input_at(node, 2))
+    return is_plain and (bias is None or bias.ndim < 2)
 
 
 def _absorb(node: Node, x: Value | None, factor: np.ndarray, shift: np.ndarray) -> bool:
-    """Let the convolution before ``node`` compute ``factor * conv(x) + shift`` by itself.
+    """Let the layer before ``node`` compute ``factor * layer(x) + shift`` by itself.
 
     Args:
         node: Reads ``x`` alone, and is removed.
-        x: What the convolution writes.
+        x: What the layer writes.
         factor: One number, or one per channel.
         shift: One number, or one per channel.
     """
-    found = _sole_convolution(node, x)
+    found = _sole_layer(node, x)
     if found is None:
         return False
     numbers = (factor, shift, found.weight, found.bias)

@@ -19,8 +19,8 @@ from octavo.core.values.graph import Op
 
 from .sites import Sites, only_user
 
-_ADDS = {operator.add, operator.iadd, torch.add}
-_RELUS = {
+ADDS = {operator.add, operator.iadd, torch.add}
+RELUS = {
     torch.relu,
     torch.relu_,
     F.relu,
@@ -177,7 +177,7 @@ class _Chain:
         None unless it is a plain sum of tensors of one shape, and the other was computed before the
         chain's start.
         """
-        is_add = node.op == "call_function" and node.target in _ADDS
+        is_add = node.op == "call_function" and node.target in ADDS
         if not is_add or len(node.args) != 2 or node.kwargs:
             return None
         mine = self.nodes[-1]
@@ -193,7 +193,7 @@ class _Chain:
     def _is_relu(self, node: Node) -> bool:
         module = self._sites.module(node)
         if module is None:
-            return node.target in _RELUS
+            return node.target in RELUS
         return type(module) is nn.ReLU
 
     def _act(self, node: Node) -> str:
@@ -204,7 +204,7 @@ class _Chain:
         module = self._sites.module(node)
         if module is not None:
             return act_of(module) if self._sites.calls_once(node) else ""
-        if node.target in _RELUS:
+        if node.target in RELUS:
             return "relu"
         if node.target is F.gelu:
             return "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu"

@@ -12,6 +12,7 @@ from octavo.adapters.pytorch.capture.norms import is_norm
 
 from .fusing import Found
 from .sites import Sites
+from .streams import find_streams
 
 _LayerAt = dict[Node, Layer]
 """First node of a layer -> the layer."""
@@ -27,7 +28,9 @@ def links_of(sites: Sites, found: Found) -> Iterator[Link]:
     for link in _norm_links(sites, layer_at):
         linked.update(layer.op.name for layer in link.members)
         yield link
-    yield from _conv_links(sites, found, layer_at)
+    for stream in find_streams(sites, found):
+        linked.update(layer.op.name for layer in stream.readers)
+        yield stream.link()
     yield from _input_links(found, linked)
 
 
@@ -39,22 +42,6 @@ def _norm_links(sites: Sites, layer_at: _LayerAt) -> Iterator[Link]:
         members = _readers(node, layer_at, "linear")
         if members:
             yield Link.of_norm(str(node.target), module, members, node.name)
-
-
-def _conv_links(sites: Sites, found: Found, layer_at: _LayerAt) -> Iterator[Link]:
-    for name, nodes in found.inner.items():
-        layer = found.layers[name]
-        if layer.op.type != "conv" or "add" in layer.fused:
-            continue
-        if layer.norm:
-            norm = sites.modules[layer.norm]
-            # A batch norm without a gain has nothing that could be divided.
-            if getattr(norm, "weight", None) is None:
-                continue
-        end = nodes[-1]
-        members = _readers(end, layer_at, "conv")
-        if members:
-            yield Link.of_conv(layer, members, end.name)
 
 
 def _input_links(found: Found, linked: set[str]) -> Iterator[Link]:
