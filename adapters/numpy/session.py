@@ -92,7 +92,8 @@ class NumpySession(Session):
 
     def tensor(self, name: str) -> np.ndarray:
         """Return an initializer, or the gain or shift of a folded batch norm."""
-        tensors = {**self.graph.initializers, **norm_tensors(self.graph)}
+        groups = self.describe().groups
+        tensors = {**self.graph.initializers, **norm_tensors(self.graph, groups)}
         if name not in tensors:
             raise ModelError(
                 f"the graph has no tensor {name!r}{nearest(name, tensors)}"

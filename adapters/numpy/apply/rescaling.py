@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from octavo.adapters.numpy.describe.groups import channels_of
+from octavo.adapters.numpy.describe.streams import writers_of
 from octavo.adapters.numpy.describe.weights import channel_axis
 from octavo.adapters.numpy.graph import Array, Graph, Node, unique
 from octavo.adapters.numpy.kernels.axes import along
@@ -39,7 +40,8 @@ def rescaled(
         if is_online(group, change, already=already):
             _Insertion(editor, group).insert(change)
         else:
-            editor.write(editor.nodes[group.producer], group, change)
+            for writer in writers_of(graph, group):
+                editor.write(editor.nodes[writer.name], group, change)
         for member in group.members:
             editor.read(editor.nodes[member], change)
     return editor.graph()

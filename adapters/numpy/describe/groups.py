@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from octavo.adapters.numpy.graph import Array, Graph, Node
 from octavo.core.numerics.channels import EVERY, SCALE_ALONE, norm_steps
 from octavo.core.values.graph import Group, Op
 
+from .streams import Stream, StreamFinder, norm_of, writers_of
 from .weights import channel_axis
 
 _NORMS = ("LayerNormalization", "RMSNormalization")
@@ -18,30 +20,32 @@ _FREE = ("Gelu", "Swish", "Mul")
 def rescale_groups(graph: Graph, ops: tuple[Op, ...]) -> tuple[Group, ...]:
     """Find values whose channels can be changed: norm, linear or convolution -> the same.
 
-    A ReLU between them commutes with positive factors. Every reader of the value must be an op that
+    Convolutions are taken together by streams (:mod:`.streams`). A ReLU between them commutes with
+    positive factors. Every reader of the value must be an op that
     can take the factors into its weight, and the value must not leave the graph. Where a norm, GELU
     or gate does not write for such readers alone, the linear ops that read it change it by steps of
     their own.
     """
     finder = _Finder(graph, ops)
+    streams = finder.streams()
     found = []
     for node in graph.nodes:
-        group = finder.fused(node) or finder.online(node)
+        if node.op == "Conv":
+            group = streams.get(node.name) or finder.online(node)
+        else:
+            group = finder.fused(node) or finder.online(node)
         if group is not None:
             found.append(group)
     return tuple(found)
 
 
-def norm_names(node: str) -> tuple[str, str]:
-    """Return what groups call the gain and the shift of the norm folded into a node."""
-    return f"{node}:gain", f"{node}:shift"
-
-
-def norm_tensors(graph: Graph) -> dict[str, Array]:
-    """Return the gains and shifts of folded norms by their names."""
+def norm_tensors(graph: Graph, groups: Iterable[Group]) -> dict[str, Array]:
+    """Return the gains and shifts of folded norms by the names that groups give them."""
     found: dict[str, Array] = {}
-    for node, tensors in graph.norms.items():
-        found.update(zip(norm_names(node), tensors, strict=True))
+    for group in groups:
+        norm = norm_of(graph, writers_of(graph, group)) if group.gain else None
+        if norm is not None:
+            found[group.gain], found[group.shift] = norm
     return found
 
 
@@ -86,7 +90,6 @@ class _Finder:
             self._multiplies(reader, value) for reader in readers
         ):
             return None
-        takes = SCALE_ALONE if node.op == "Conv" else EVERY
         gain, shift = self._gain_and_shift(node)
         return Group(
             f"rescale:{name}",
@@ -97,8 +100,8 @@ class _Finder:
             name,
             gain=gain,
             shift=shift,
-            takes=takes,
-            online=takes & _not_taken_in(node),
+            takes=EVERY,
+            online=_not_taken_in(node),
             rectified=node.get("activation", "") == "Relu",
         )
 
@@ -106,10 +109,49 @@ class _Finder:
         """Return the names of a norm's gain and shift: the node's own, or those folded into it."""
         if node.op in _NORMS:
             return node.input(1), node.input(2)
-        if node.name in self._graph.norms:
-            gain, shift = norm_names(node.name)
-            return gain, shift
-        return "", ""
+        return self._folded(f"rescale:{node.outputs[0]}", [node])
+
+    def _folded(self, group: str, writers: list[Node]) -> tuple[str, str]:
+        """Return what a group calls the gain and shift of the norms in its writers."""
+        if norm_of(self._graph, writers) is None:
+            return "", ""
+        return f"{group}:gain", f"{group}:shift"
+
+    def streams(self) -> dict[str, Group]:
+        """Return the groups of convolutions by their producers."""
+        found = {}
+        for stream in StreamFinder(self._graph, self._divides, self._takes_factors):
+            group = self._of_stream(stream)
+            found[group.producer] = group
+        return found
+
+    def _of_stream(self, stream: Stream) -> Group:
+        first = stream.writers[0]
+        name = f"rescale:{first.outputs[0]}"
+        takes = SCALE_ALONE
+        if all(node.op == "Gemm" for node in stream.readers) and len(stream.ends) == 1:
+            takes = EVERY
+        gain, shift = self._folded(name, stream.writers)
+        is_alone = len(stream.writers) == 1
+        return Group(
+            name,
+            "rescale",
+            tuple(node.name for node in stream.readers),
+            first.name,
+            channels_of(self._graph, first),
+            next(iter(stream.ends)),
+            tuple(stream.values) if len(stream.values) > 1 else (),
+            gain=gain,
+            shift=shift,
+            takes=takes,
+            online=takes - SCALE_ALONE,
+            rectified=is_alone and first.get("activation", "") == "Relu",
+        )
+
+    def _takes_factors(self, node: Node) -> bool:
+        """True if a node's weight can be multiplied."""
+        op = self._ops[node.name]
+        return op.weight is not None and not op.out_of_reach and self._is_alone(node)
 
     def online(self, node: Node) -> Group | None:
         """Return the group of a node's linear readers, which change the value by own steps."""
@@ -158,18 +200,13 @@ class _Finder:
 
     def _multiplies(self, node: Node, value: _Value) -> bool:
         """True if a reader can take a value's factors into its weight."""
-        op = self._ops[node.name]
-        if node.inputs[0] != value.name or op.weight is None or op.out_of_reach:
+        weight = self._ops[node.name].weight
+        if node.inputs[0] != value.name or not self._takes_factors(node):
             return False
-        if not self._is_alone(node):
+        if node.op != "Gemm" or value.producer == "Conv" or weight is None:
             return False
-        shape = op.weight.shape
-        if node.op == "Gemm" and value.producer != "Conv":
-            width = shape[1 - channel_axis(node)]
-            return not value.channels or width == value.channels
-        if node.op == "Conv" and value.producer == "Conv":
-            return bool(shape[1] * node.get("group", 1) == value.channels)
-        return False
+        width = weight.shape[1 - channel_axis(node)]
+        return not value.channels or width == value.channels
 
     def _is_alone(self, node: Node) -> bool:
         """True if no other node reads the tensors that a rescaling would change."""
