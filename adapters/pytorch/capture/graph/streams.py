@@ -153,12 +153,10 @@ class _Walk:
         self._ending = {nodes[-1]: name for name, nodes in found.inner.items()}
         self._ends = {name: nodes[-1] for name, nodes in found.inner.items()}
         # The node of a fused sum -> the layer that takes it in.
-        self._adding = {
-            node: name
-            for name, nodes in found.inner.items()
-            for node in nodes
-            if name in found.others and _is_sum(node)
-        }
+        self._adding: dict[Node, str] = {}
+        for name in found.others:
+            sums = filter(_is_sum, found.inner[name])
+            self._adding.update(dict.fromkeys(sums, name))
 
     def can_write(self, layer: Layer) -> bool:
         """True if what a layer writes can be divided in its weight, or in the gain of its norm.
