@@ -192,9 +192,20 @@ class FeatureSum(FeatureObserver):
         return self.count * change.apply(self._value / max(1, self.count))
 
 
+class FeatureSquare(FeatureObserver):
+    """Sum of the squares of each feature, a Gram matrix's diagonal: (groups, features)."""
+
+    def _of(self, chunk: Array) -> Array:
+        return array_namespace(chunk).sum(chunk * chunk, axis=1)
+
+    def _divided(self, factors: Array) -> Array:
+        return self._value / (factors * factors)
+
+
 FEATURE_OBSERVERS: dict[str, type[FeatureObserver]] = {
     "gram": Gram,
     "channel_range": FeatureAbsMax,
     "channel_mean": FeatureSum,
+    "channel_square": FeatureSquare,
 }
 """What a card may ``need``, and who observes it."""

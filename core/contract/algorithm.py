@@ -23,6 +23,10 @@ class WeightContext:
         channel_absmax: Largest |x| per input feature, float32, shape (features,);
             ``channel_range``.
         channel_mean: Mean of each input feature, float32, shape (features,); ``channel_mean``.
+        channel_square: Mean square of each input feature, float32, shape (features,);
+            ``channel_square``.
+        gradient_square: Mean square of the loss's gradient at each weight, float32, of the
+            matrix's shape; ``gradient_square``.
         count: Number of rows seen.
         params: The grid that must be used, where one tensor is quantized in parts; else None.
         start: What the algorithm before this one in a chain made of the same matrix, for those
@@ -35,6 +39,8 @@ class WeightContext:
     count: int = 0
     params: QuantParams | None = None
     start: QuantizedTensor | None = None
+    channel_square: Array | None = None
+    gradient_square: Array | None = None
 
     def require_gram(self, who: str) -> Array:
         """Return the Gram matrix.

@@ -22,8 +22,11 @@ INDEPENDENT = ("embedding", "lstm", "gru", "rnn", "batched_linear")
 A looked-up row is an output by itself, and a recurrent state is not observed.
 """
 
-WEIGHING = frozenset({"gram", "channel_range"})
+WEIGHING = frozenset({"gram", "channel_range", "channel_square"})
 """Needs that say how much each feature weighs: without them an algorithm cannot work."""
+
+_MEANS = frozenset({"channel_mean", "channel_square"})
+"""Needs that are told as means over the rows."""
 
 SeenBy = Callable[[str, str], Statistics]
 """(op name, value name) -> what calibration saw of the value as the op meets it."""
@@ -39,6 +42,8 @@ class WeightRequest:
         scheme: Its weight spec and algorithm.
         needs: What the algorithm needs of calibration.
         seen_by: What calibration saw.
+        gradient_square: The mean square of the loss's gradient at the weight, of its shape, where
+            ``needs`` asks for it.
     """
 
     op: Op
@@ -46,6 +51,7 @@ class WeightRequest:
     scheme: OpScheme
     needs: frozenset[str]
     seen_by: SeenBy
+    gradient_square: Array | None = None
 
     def observers(self, user: Op) -> Iterator[tuple[Probe, Observer]]:
         """Yield what was asked of one user's input features, and who saw it."""
@@ -105,7 +111,7 @@ def _independent(matrix: Array) -> WeightContext:
     where = device(matrix)
     eye = xp.eye(features, dtype=xp.float32, device=where)
     ones = xp.ones((features,), dtype=xp.float32, device=where)
-    return WeightContext(eye, ones, 0 * ones, 1)
+    return WeightContext(eye, ones, 0 * ones, 1, channel_square=ones)
 
 
 def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureObserver]:
@@ -126,10 +132,10 @@ def _of_observers(op: Op, found: dict[str, FeatureObserver]) -> list[WeightConte
     for need, observer in found.items():
         seen[need] = observer.value
         count = max(count, observer.count)
-    # What its observer gives is a sum.
-    if "channel_mean" in found:
-        rows = found["channel_mean"].count
-        seen["channel_mean"] = seen["channel_mean"] / max(1, rows)
+    # What their observers give are sums.
+    for need in _MEANS & found.keys():
+        rows = found[need].count
+        seen[need] = seen[need] / max(1, rows)
     if op.type == "conv_transpose":
         return [_context(_of_all_groups(seen), count)]
     groups = max(len(values) for values in seen.values())
@@ -142,7 +148,11 @@ def _of_observers(op: Op, found: dict[str, FeatureObserver]) -> list[WeightConte
 
 def _context(seen: Mapping[str, Array], count: int) -> WeightContext:
     return WeightContext(
-        seen.get("gram"), seen.get("channel_range"), seen.get("channel_mean"), count
+        seen.get("gram"),
+        seen.get("channel_range"),
+        seen.get("channel_mean"),
+        count,
+        channel_square=seen.get("channel_square"),
     )
 
 

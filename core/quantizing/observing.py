@@ -33,12 +33,14 @@ class Observation:
         statistics: What the calibration pass saw; None before it.
         met: How many batches came by each value; None before the pass.
         passes: How often the batches were read.
+        batches: The calibration batches, where they can be read again.
     """
 
     def __init__(self, opened: Opened, host: PluginHost, gram_bytes: int) -> None:
         self.statistics: Statistics | None = None
         self.met: Met | None = None
         self.passes = 0
+        self.batches: Iterable[Batch] | None = None
         self._opened = opened
         self._host = host
         self._gram_bytes = gram_bytes
@@ -61,6 +63,7 @@ class Observation:
         self._can_read_again = iter(batches) is not batches
         later: tuple[Page, ...] = ()
         if self._can_read_again:
+            self.batches = batches
             probes, later = paged(probes, self._opened.view.ops, self._gram_bytes)
         numbered = Numbered(batches)
         self._watch = self._opened.session.watcher(

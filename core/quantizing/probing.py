@@ -112,6 +112,17 @@ class ProbePlan:
         needs = (self.needs("algorithms", choice) for choice in scheme.algorithms)
         return frozenset(chain.from_iterable(needs))
 
+    def weights_that_need(self, need: str) -> tuple[str, ...]:
+        """Return the names of the weights for which some scheme's algorithm has this need."""
+        found: dict[str, None] = {}
+        for unit in self._space.tunable:
+            schemes = [scheme for scheme in unit.choices if scheme.weight]
+            if any(need in self.needs_of(scheme) for scheme in schemes):
+                for name in unit.ops:
+                    weights = self._view.by_name[name].weights
+                    found.update((weight.name, None) for weight in weights)
+        return tuple(found)
+
     def needs(
         self, kind: Literal["algorithms", "transforms"], choice: PartChoice
     ) -> frozenset[str]:

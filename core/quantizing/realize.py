@@ -84,7 +84,7 @@ class Realizer:
         self._states = TransformedSessions(
             opened, space, host, self._plan, self.observation
         )
-        self._weights = QuantizedWeights(opened, host, self._plan)
+        self._weights = QuantizedWeights(opened, host, self._plan, self.observation)
         self._ranges = ActivationRanges(self._plan.sharing)
         self._non_finite: Literal["error", "float"] = non_finite
         self.recovering = Recovering(opened, train_fn)

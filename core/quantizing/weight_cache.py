@@ -15,8 +15,10 @@ from octavo.core.values.scheme import FLOAT, OpScheme
 
 from .bias import correct_bias
 from .input_features import WeightRequest
+from .observing import Observation
 from .probing import ProbePlan
 from .rescaled import Prepared
+from .squared_gradients import Gradients
 from .weights import quantize_weight
 
 if TYPE_CHECKING:
@@ -47,13 +49,21 @@ class QuantizedWeights:
         opened: The session.
         host: Builds algorithms by name.
         plan: Knows what algorithms need, and who uses a weight.
+        observation: Has the calibration batches.
 
     Attributes:
         made: Number of weights that were quantized.
     """
 
-    def __init__(self, opened: Opened, host: PluginHost, plan: ProbePlan) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        host: PluginHost,
+        plan: ProbePlan,
+        observation: Observation,
+    ) -> None:
         self.made = 0
+        self._gradients = Gradients(opened, plan, observation)
         self._opened = opened
         self._host = host
         self._plan = plan
@@ -141,12 +151,17 @@ class QuantizedWeights:
         self, op: Op, scheme: OpScheme, prepared: Prepared
     ) -> QuantizedTensor:
         assert op.weight is not None
+        needs = self._plan.needs_of(scheme)
+        squares = None
+        if "gradient_square" in needs:
+            squares = self._gradients.squares(op, prepared.session)
         request = WeightRequest(
             op,
             self._plan.users(op.weight),
             scheme,
-            self._plan.needs_of(scheme),
+            needs,
             prepared.seen_by,
+            squares,
         )
         made = quantize_weight(
             request, prepared.session.tensor(op.weight.name), self._host

@@ -53,6 +53,9 @@ def quantize_weight(
     axis = op.weight.channel_axis % array.ndim
     matrix = to_matrix(array, axis)
     contexts = weight_contexts(request, matrix)
+    if request.gradient_square is not None:
+        squares = to_matrix(request.gradient_square, axis)
+        contexts = _with_gradients(contexts, squares)
     try:
         result = _in_turn(algorithms, matrix, scheme.weight, contexts)
     except NonFiniteWeight as error:
@@ -87,6 +90,17 @@ def _in_turn(
     for algorithm in refining:
         found = _refined_in_parts(algorithm, matrix, spec, contexts, found)
     return found
+
+
+def _with_gradients(
+    contexts: list[WeightContext], squares: Array
+) -> list[WeightContext]:
+    """Return each context with the squared gradients of its own rows."""
+    height = squares.shape[0] // len(contexts)
+    return [
+        replace(context, gradient_square=squares[i * height : (i + 1) * height, :])
+        for i, context in enumerate(contexts)
+    ]
 
 
 def _check_observable(op: Op, scheme: OpScheme, needs: frozenset[str]) -> None:

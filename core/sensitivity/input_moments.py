@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from octavo.core.calibration.features import FeatureObserver
 from octavo.core.numerics.affine import Array, QuantParams
@@ -45,13 +44,6 @@ class Moments:
     def power(self) -> float:
         """Mean square."""
         return self.square / max(1, self.count)
-
-
-class SecondMoments(FeatureObserver):
-    """Sum of the squares of each feature, for inputs too wide for a Gram matrix: its diagonal."""
-
-    def _of(self, chunk: Array) -> Array:
-        return array_namespace(chunk).sum(chunk * chunk, axis=1)
 
 
 def rounding_noise(

@@ -8,7 +8,7 @@ from itertools import zip_longest
 
 import numpy as np
 
-from octavo.core.calibration.features import FeatureObserver, Gram
+from octavo.core.calibration.features import FeatureObserver, FeatureSquare, Gram
 from octavo.core.contract.adapter import Batch, OpParameters, Session
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.numerics.affine import Array
@@ -20,7 +20,6 @@ from octavo.core.values.scheme import OpScheme, PartChoice
 
 from .input_moments import (
     Moments,
-    SecondMoments,
     energy,
     rounding_noise,
     second_moments,
@@ -113,7 +112,7 @@ class _Observed:
             return
         channels = op.weight.shape[op.weight.channel_axis]
         width = op.weight.size // max(1, channels)
-        observer = Gram if width <= WIDEST_GRAM else SecondMoments
+        observer = Gram if width <= WIDEST_GRAM else FeatureSquare
         self.features[op.inputs[0], rows] = observer(rows)
 
     def update(self, value: str, x: Array) -> None:

@@ -13,8 +13,10 @@ from .autoround import AutoRoundConfig
 from .awq import AwqConfig
 from .gptq import GptqConfig
 from .hqq import HqqConfig
+from .importance import ImportanceConfig
 from .low_rank import LowRankRepairConfig
 from .rtn import RtnConfig
+from .scale_estimation import ScaleEstimationConfig
 
 _GRAM = frozenset({"gram"})
 # What each one's paper rounds to first.
@@ -38,6 +40,19 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             HqqConfig,
             "half-quadratic fit of zero points and scales; needs no data",
             format=_STORED,
+        ),
+        Part(
+            "importance",
+            f"{_HERE}.importance:Importance",
+            ImportanceConfig,
+            "scales of least error weighted by squared inputs or gradients, then round to nearest",
+        ),
+        Part(
+            "scale_estimation",
+            f"{_HERE}.scale_estimation:ScaleEstimation",
+            ScaleEstimationConfig,
+            "scales by alternating least squares on the groups' outputs, then round to nearest",
+            needs=_GRAM,
         ),
         Part(
             "awq",

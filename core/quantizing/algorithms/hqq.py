@@ -16,6 +16,7 @@ from octavo.core.numerics.scales import HALVES, rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
+from .least_squares import chosen
 from .search import own_grid, power_cost, sum_by_scale
 
 
@@ -84,7 +85,7 @@ class Hqq(WeightAlgorithm):
             error = cost(weight, project(weight, tried))
             better = error < best_error
             best_error = xp.where(better, error, best_error)
-            best = _chosen(better, tried, best)
+            best = chosen(better, tried, best)
             beta *= self.config.growth
         return best
 
@@ -170,14 +171,6 @@ class _State:
 
     scale: Array
     zero: Array
-
-
-def _chosen(better: Array, tried: QuantParams, best: QuantParams) -> QuantParams:
-    """Return the tried parameters where they are better."""
-    xp = array_namespace(better)
-    scale = xp.where(better, tried.scale, best.scale)
-    zero_point = xp.where(better, tried.zero_point, best.zero_point)
-    return replace(best, scale=scale, zero_point=zero_point)
 
 
 def _fitted(scale: Array, target: Array, units: Array, spec: QuantSpec) -> Array:

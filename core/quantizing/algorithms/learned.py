@@ -85,13 +85,26 @@ def unshrunk(
         weight: The float matrix, float32.
         context: Has the Gram matrix.
     """
+    is_given = context.params is not None or context.start is not None
+    if context.gram is None or is_given or 0 in weight.shape:
+        return found
+    xp = array_namespace(weight)
+    return grown(found, weight, xp.matmul(weight, context.gram))
+
+
+def grown(found: QuantizedTensor, weight: Array, outputs: Array) -> QuantizedTensor:
+    """Return the codes with each row's scales times <outputs, W> / <outputs, W_q>.
+
+    Args:
+        found: Codes and parameters of a (rows, features) matrix.
+        weight: W, float32.
+        outputs: What W stands for in the product: W G, or W times the features' importance.
+    """
     spec = found.params.spec
     is_by_row = spec.granularity == "channel" or spec.granularity.startswith("group:")
-    is_given = context.params is not None or context.start is not None
-    is_free = is_by_row and has_free_scales(spec) and not is_given
-    if not is_free or context.gram is None or 0 in weight.shape:
+    if not (is_by_row and has_free_scales(spec)):
         return found
-    growth = _shrinkage(weight, found.dequantize(), context.gram)
+    growth = _shrinkage(weight, found.dequantize(), outputs)
     scale = found.params.scale
     if scale.ndim > 1:
         growth = growth[:, None]
@@ -99,10 +112,9 @@ def unshrunk(
     return QuantizedTensor(found.codes, params, found.extra)
 
 
-def _shrinkage(weight: Array, rounded: Array, gram: Array) -> Array:
+def _shrinkage(weight: Array, rounded: Array, outputs: Array) -> Array:
     """Return by what the outputs of each row have shrunk, within a factor of two; shape (rows,)."""
     xp = array_namespace(weight)
-    outputs = xp.matmul(weight, gram)
     before = xp.sum(outputs * weight, axis=1)
     after = xp.sum(outputs * rounded, axis=1)
     usable = (before > 0) & (after > 0)

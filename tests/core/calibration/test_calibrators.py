@@ -242,6 +242,7 @@ def test_features_and_their_rescaling(make: Any) -> None:
         "gram": np.swapaxes(patches, 1, 2) @ patches,
         "channel_range": np.abs(patches).max(1),
         "channel_mean": patches.sum(1),
+        "channel_square": (patches**2).sum(1),
     }
     for name, observer in FEATURE_OBSERVERS.items():
         one, other, scaled = observer(rows), observer(rows), observer(rows)
