@@ -202,6 +202,27 @@ def test_an_op_that_takes_no_repair_is_quantized_without_and_says_so() -> None:
     assert any("no low-rank repair" in note for note in quantized.notes)
 
 
+def test_by_name_after_another_algorithm_and_alone() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 32, 5, 5)
+    mixed = Mixed().eval()
+    for text, chain in (
+        ("int2-weight-only+gptq+low-rank(rank=2)", "gptq -> low_rank(rank=2)"),
+        ("eora(rank=2)", "low_rank(rank=2)"),
+        ("lqer", "low_rank(source=weights)"),
+        ("int3-weight-only+l2qer", "low_rank(source=diagonal)"),
+    ):
+        made = octavo.quantize_model(mixed, text, [x])
+        assert str(made.ledger["head"].applied).endswith(f" {chain}")
+        assert "low_rank" not in str(made.ledger["conv"].applied)
+    with pytest.raises(SchemeError, match="no op of this model takes one"):
+        octavo.quantize_model(mixed, "int8-dynamic+low-rank", [x])
+    with pytest.raises(SchemeError, match="put it last"):
+        octavo.quantize_model(mixed, "int2-weight-only+low-rank+gptq", [x])
+    with pytest.raises(ConfigError, match="rank"):
+        octavo.quantize_model(mixed, "int4-weight-only+low-rank(rank=0)", [x])
+
+
 def test_where_nothing_takes_a_repair_it_is_an_error_before_any_work() -> None:
     x = torch.randn(4, 32, 5, 5)
     only_conv = Mixed().eval().conv

@@ -13,6 +13,7 @@ from octavo.core.values.space import TuningSpace
 
 from .grammar.formats import format_of
 from .grammar.named import NamedScheme, read_named
+from .repairs import choice_that_runs, repairs_in
 
 PRESETS: tuple[str, ...] = (
     "int8-static",
@@ -53,10 +54,17 @@ def preset_recipe(
     if isinstance(scheme, str):
         scheme = read_named(scheme, host or PluginHost())
     chosen = {}
+    unrepaired = ""
     for unit in space.tunable:
         fitting = scheme.choices(unit.type, unit.choices)
         if fitting:
-            chosen[unit.name] = fitting[0]
+            chosen[unit.name], why = choice_that_runs(opened, unit, fitting[0])
+            unrepaired = unrepaired or why
+    if unrepaired and not repairs_in(chosen.values()):
+        raise SchemeError(
+            f"scheme {str(scheme)!r}: {unrepaired}, and no op of this model takes one; leave "
+            "low-rank out, or take a weight-only format"
+        )
     if scheme.format.mode != "float" and not _is_carried_out(chosen, space):
         raise SchemeError(_why_none(scheme, space, opened))
     made = space.recipe(chosen, scheme.transforms)

@@ -18,11 +18,11 @@ from octavo.core.values.scheme import (
     QuantSpec,
     in_order,
 )
-from octavo.core.values.sizes import repairs_of
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.units import find_units
 
 from .alternatives import Chain, as_chain
+from .repairs import repairs_in, with_repairs_that_run
 from .rules import Allowed, Rule, merged, rules_without_effect
 
 
@@ -75,13 +75,24 @@ def build_space(
     suggested: Mapping[str, PartChoice] = MappingProxyType({}),
     simulated: bool = False,
 ) -> TuningSpace:
-    """Build the space of one backend; see :func:`build_spaces`."""
+    """Build the space of one backend; see :func:`build_spaces`.
+
+    Raises:
+        ConfigError: As there, or if low-rank repairs are asked for and no op can take one.
+    """
     notes = list(opened.view.notes)
-    choices = {
+    offered = {
         op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops
     }
-    choices, unrepaired = _with_repairs_that_run(opened, choices)
-    notes += unrepaired
+    choices, why = with_repairs_that_run(opened, offered)
+    is_asked = any(map(repairs_in, offered.values()))
+    if is_asked and not any(map(repairs_in, choices.values())):
+        raise ConfigError(
+            f"low_rank repairs no op of this model: {why}; leave it out, or let the rules offer "
+            "weight_only schemes of linear ops"
+        )
+    if why:
+        notes.append(f"{why}: quantized without")
     named = [as_chain(alternative) for alternative in transforms]
     can_rescale = "rescale" in opened.capability.features
     if require and not can_rescale:
@@ -104,34 +115,6 @@ def build_space(
     notes += rules_without_effect(opened, rules)
     units, remarks = find_units(opened.view, choices)
     return TuningSpace(opened.name, units, tuple(alternatives), (*notes, *remarks))
-
-
-def _with_repairs_that_run(
-    opened: Opened, choices: Mapping[str, tuple[OpScheme, ...]]
-) -> tuple[dict[str, tuple[OpScheme, ...]], list[str]]:
-    """Leave low-rank repairs out of what ops may take where the backend cannot carry them out.
-
-    Returns:
-        Op -> its choices, and why some have no repair.
-
-    Raises:
-        ConfigError: If the user asks for repairs and no op can take one.
-    """
-    kept: dict[str, tuple[OpScheme, ...]] = {}
-    reasons: dict[str, None] = {}
-    is_asked = any(repairs_of(scheme) for own in choices.values() for scheme in own)
-    for name, own in choices.items():
-        op = opened.view.by_name[name]
-        carried = [opened.capability.repairable(op, scheme) for scheme in own]
-        kept[name] = tuple(dict.fromkeys(scheme for scheme, _ in carried))
-        reasons.update((why, None) for _, why in carried if why)
-    is_left = any(repairs_of(scheme) for own in kept.values() for scheme in own)
-    if is_asked and not is_left:
-        raise ConfigError(
-            f"low_rank repairs no op of this model: {'; '.join(reasons)}; leave it out, or let "
-            "the rules offer weight_only schemes of linear ops"
-        )
-    return kept, [f"{why}: its weight is quantized without" for why in reasons]
 
 
 def _could_gain(

@@ -71,6 +71,15 @@ METHODS: Mapping[str, Alias] = MappingProxyType(
         "gamma-migration": Alias(
             "transform:outlier-suppression", "Outlier Suppression without its clipping"
         ),
+        "eora": Alias(
+            "low-rank", "thin factors that repair the error under the Gram matrix"
+        ),
+        "lqer": Alias(
+            "low-rank(source=weights)", "thin factors that repair it without data"
+        ),
+        "l2qer": Alias(
+            "low-rank(source=diagonal)", "the same, each input weighed by its size"
+        ),
         "cle": Alias("equalization", "cross-layer equalization"),
     }
 )
