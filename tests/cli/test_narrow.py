@@ -40,6 +40,7 @@ def test_no_word_is_cut(
         ("inspect", tuned),
         ("history", tuned),
         ("capabilities", model),
+        ("schemes", model),
         ("plugins",),
         ("sensitivity", model, "--data", data, "--batches", 1),
         ("report", tuned, "-o", "page.html"),

@@ -89,7 +89,7 @@ BIAS_CORRECTION = "bias-correction"
 """The method that is no part of its own: a setting of the weight algorithm."""
 
 BIAS_CORRECTION_SUMMARY = (
-    "the mean error of outputs taken out of biases (Nagel et al. 2019); needs data"
+    "the mean error of outputs taken out of biases (Nagel et al. 2019)"
 )
 
 __all__ = ["BIAS_CORRECTION", "BIAS_CORRECTION_SUMMARY", "FORMATS", "METHODS", "Alias"]

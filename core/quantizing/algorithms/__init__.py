@@ -46,6 +46,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             f"{_HERE}.importance:Importance",
             ImportanceConfig,
             "scales of least error weighted by squared inputs or gradients, then round to nearest",
+            format=_STORED,
         ),
         Part(
             "scale_estimation",
@@ -53,6 +54,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             ScaleEstimationConfig,
             "scales by alternating least squares on the groups' outputs, then round to nearest",
             needs=_GRAM,
+            format=_STORED,
         ),
         Part(
             "awq",

@@ -27,6 +27,7 @@ from . import (
     quantize,
     report,
     schema,
+    schemes,
     sensitivity,
     tune,
 )
@@ -58,6 +59,7 @@ for command in (
     history,
     inspect,
     capabilities,
+    schemes,
     sensitivity,
     plugins,
     schema,

@@ -195,7 +195,8 @@ def _last_part(scheme: str, chosen: Scheme) -> str:
     """Return the last part of the name of a result's folder: what was asked for, in characters that
     every file system takes."""
     said = str(chosen) if isinstance(chosen, NamedScheme) else Path(scheme).stem
-    return re.sub(r"[^\w.+-]+", "-", said).strip("-")
+    plain = re.sub(r"[^\w.+-]+", "-", said)
+    return plain.replace("-+", "+").strip("-")
 
 
 def _check_data(data: str | None, scheme: Scheme) -> None:
