@@ -25,6 +25,7 @@ TRAINING: Mapping[str, tuple[str, ...]] = {
     "distillation": ("distill",),
     "training": ("prepare_qat",),
     "low_rank": ("add_low_rank", "load_low_rank"),
+    "low_rank_results": ("save_low_rank", "merge_low_rank", "keep_low_rank"),
 }
 """Feature of a capability -> the methods of :class:`Training` that it stands for."""
 
@@ -77,13 +78,25 @@ class LowRank:
         rank: Of the updates.
         alpha: Their gain is alpha / rank.
         dropout: Of the updates' inputs while training.
-        ops: Names of the ops that get one; None for every weight-only linear layer.
+        ops: Names of the ops that get one, or patterns such as ``*.q_proj``; None for every
+            weight-only linear layer.
+        library: Whose layers hold the updates: ``octavo``; another library of the backend's (torch:
+            ``peft``); or ``auto``, that library where it is installed and takes the model.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     ops: tuple[str, ...] | None = None
+    library: str = "octavo"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"the rank of updates is at least 1, not {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"dropout is a share from 0 to below 1, not {self.dropout}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +285,52 @@ class Training:
         self._refuse(
             "low_rank", "merge the updates into the float model, then quantize it"
         )
+
+    def save_low_rank(self, native: Any, folder: Path) -> None:
+        """Write the updates of a trained model in the format of the library of such updates.
+
+        Feature ``low_rank_results``. Torch: as peft's ``save_pretrained`` does.
+
+        Args:
+            native: What :meth:`add_low_rank` or :meth:`load_low_rank` returned.
+            folder: It is made where it is missing.
+
+        Raises:
+            SchemeError: If it has no updates.
+        """
+        self._refuse("low_rank_results", "save the trained model by its own means")
+
+    def merge_low_rank(
+        self, candidate: Candidate, native: Any, base: Literal["quantized", "float"]
+    ) -> Any:
+        """Return a float model with the updates added to its weights.
+
+        Feature ``low_rank_results``.
+
+        Args:
+            candidate: The base that was trained over.
+            native: What :meth:`add_low_rank` or :meth:`load_low_rank` returned.
+            base: ``quantized`` adds them to the numbers that the base's codes stand for: the model
+                computes what was trained. ``float`` adds them to the float model's weights.
+
+        Raises:
+            SchemeError: If it has no updates, or a weight cannot take one.
+        """
+        self._refuse("low_rank_results", "merge the updates by the library's own means")
+
+    def keep_low_rank(self, candidate: Candidate, native: Any) -> Candidate:
+        """Return the base with the updates beside its codes, as low-rank repairs of its weights.
+
+        Feature ``low_rank_results``.
+
+        Args:
+            candidate: The base that was trained over.
+            native: What :meth:`add_low_rank` or :meth:`load_low_rank` returned.
+
+        Raises:
+            SchemeError: If it has no updates, or a weight cannot take one.
+        """
+        self._refuse("low_rank_results", "save the updates beside the base")
 
     def _refuse(self, feature: str, remedy: str) -> NoReturn:
         raise SchemeError(

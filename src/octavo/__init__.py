@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from octavo.core.results.result import Quantized, Result
     from octavo.core.scoring.evaluation import ArrayModel, Evaluation
     from octavo.core.scoring.racing import RaceConfig, SampleScore
-    from octavo.core.tuning.learning import convert, distill, prepare_qat, qlora
+    from octavo.core.tuning.learning.distilling import distill
+    from octavo.core.tuning.learning.qat import convert, prepare_qat
+    from octavo.core.tuning.learning.updates import (
+        load_adapters,
+        merge_adapters,
+        qlora,
+        save_adapters,
+    )
     from octavo.core.tuning.progress import Phase, Progress
     from octavo.core.tuning.run import Run as Run
     from octavo.core.tuning.run import autotune, load, quantize_model
@@ -58,9 +65,12 @@ __all__ = [
     "convert",
     "distill",
     "load",
+    "load_adapters",
+    "merge_adapters",
     "prepare_qat",
     "qlora",
     "quantize_model",
+    "save_adapters",
 ]
 
 # ``prepare`` and ``Run`` are for callers who own the loop (docs/strategies.md): found by name, and
@@ -87,13 +97,16 @@ _HOME = {
     "Trial": "values.trial",
     "TuningConfig": "opening.config",
     "autotune": "tuning.run",
-    "convert": "tuning.learning",
-    "distill": "tuning.learning",
+    "convert": "tuning.learning.qat",
+    "distill": "tuning.learning.distilling",
     "load": "tuning.run",
+    "load_adapters": "tuning.learning.updates",
+    "merge_adapters": "tuning.learning.updates",
     "prepare": "tuning.run",
-    "prepare_qat": "tuning.learning",
-    "qlora": "tuning.learning",
+    "prepare_qat": "tuning.learning.qat",
+    "qlora": "tuning.learning.updates",
     "quantize_model": "tuning.run",
+    "save_adapters": "tuning.learning.updates",
 }
 
 

@@ -6,8 +6,9 @@ Each part is imported when it is first used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
 from octavo.adapters.pytorch.modules.wrapping import inside
+from octavo.adapters.pytorch.qlayers.weight_only import WeightOnlyLinear
 from octavo.adapters.pytorch.run.batches import Call
 from octavo.core.contract.adapter import Batch, Candidate, OpParameters, Session
 from octavo.core.contract.training import (
@@ -25,7 +27,7 @@ from octavo.core.contract.training import (
     Reconstruction,
     Training,
 )
-from octavo.core.errors import SchemeError
+from octavo.core.errors import ConfigError, SchemeError
 from octavo.core.values.recipe import Recipe
 
 
@@ -113,18 +115,50 @@ class TorchTraining(Training):
         """
         base = _torch_candidate(candidate)
         if settings is None or isinstance(settings, LowRank):
-            from .qlora import add_low_rank
-
-            return add_low_rank(base, settings or LowRank())
+            return _with_updates(base, settings or LowRank())
         from .peft_layers import peft_model
 
         return peft_model(base, settings)
 
     def load_low_rank(self, candidate: Candidate, folder: Path, **options: Any) -> Any:
-        """Return peft's model over a candidate, with updates that ``save_pretrained`` wrote."""
+        """Return a model over a candidate, with updates that were saved: peft's where that is
+        installed."""
+        base = _torch_candidate(candidate)
+        if not _has_peft():
+            from .low_rank_files import load_updates
+
+            return load_updates(base, folder, **options)
         from .peft_layers import load_peft_model
 
-        return load_peft_model(_torch_candidate(candidate), folder, **options)
+        return load_peft_model(base, folder, **options)
+
+    def save_low_rank(self, native: Any, folder: Path) -> None:
+        """Write the updates as peft does."""
+        from .low_rank_files import save_updates
+
+        trained: Any = inside(native)
+        if hasattr(trained, "peft_config"):
+            trained.save_pretrained(str(folder))
+        else:
+            save_updates(trained, folder)
+
+    def merge_low_rank(
+        self, candidate: Candidate, native: Any, base: Literal["quantized", "float"]
+    ) -> nn.Module:
+        """Return a float model with the updates added to its weights."""
+        from .low_rank_results import merged
+
+        whole = self._whole()
+        root = self._over(whole.root).reference().native
+        return merged(root, _torch_candidate(candidate), inside(native), whole, base)
+
+    def keep_low_rank(self, candidate: Candidate, native: Any) -> Candidate:
+        """Return the base with the updates as low-rank repairs of its weights."""
+        from .low_rank_results import kept
+
+        base = _torch_candidate(candidate)
+        recipe, parameters = kept(base, inside(native), self._capture)
+        return self._over(self._capture.root).apply(recipe, parameters)
 
     def _refuse_rescaled(self, action: str) -> None:
         if self._capture.factors:
@@ -140,3 +174,30 @@ def _torch_candidate(candidate: Candidate) -> TorchCandidate:
             f"not {type(candidate).__name__}"
         )
     return candidate
+
+
+def _has_peft() -> bool:
+    return find_spec("peft") is not None
+
+
+def _with_updates(base: TorchCandidate, settings: LowRank) -> Any:
+    """Return the model with updates in the layers of the library that is asked for.
+
+    Raises:
+        ConfigError: If there is no such library.
+    """
+    libraries = ("auto", "octavo", "peft")
+    if settings.library not in libraries:
+        raise ConfigError(
+            f"library is one of {', '.join(libraries)}, not {settings.library!r}"
+        )
+    # peft has no place for the update of a model that is itself a layer.
+    is_layer = isinstance(base.module, WeightOnlyLinear)
+    by_peft = settings.library == "auto" and _has_peft() and not is_layer
+    if settings.library == "peft" or by_peft:
+        from .peft_layers import peft_by_settings
+
+        return peft_by_settings(base, settings)
+    from .qlora import add_low_rank
+
+    return add_low_rank(base, settings)

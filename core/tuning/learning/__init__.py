@@ -1,0 +1,1 @@
+"""Training by an ordinary loop, by its public names."""
