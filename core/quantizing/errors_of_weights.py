@@ -34,6 +34,10 @@ def weight_errors(
         if line is None or not line.applied.is_float:
             carried[name] = scheme
     parameters = realizer.parameters(Recipe(carried, recipe.transforms, recipe.backend))
+    if recipe.recovery:
+        # What was learned is not the realizer's, and lies on another grid.
+        learned = candidate.decided()
+        parameters = {n: learned.get(n, own) for n, own in parameters.items()}
     session = realizer.session(recipe.transforms)
     for name, decided in parameters.items():
         op = realizer.opened.view.by_name[name]

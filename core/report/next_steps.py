@@ -25,6 +25,9 @@ _KEPT = 3
 _MOST_OF_BUDGET = {"size": 1.0, "latency": 1.0}
 """The float model's own figures: a budget above them limits nothing. Others are bits of 32."""
 
+_LEARNS = ("torch",)
+"""Backends that learn from data."""
+
 _FEW_SAMPLES = 100
 """Calibration samples below which more of them are proposed: 100 to 500 are usual."""
 
@@ -186,6 +189,7 @@ def _after_a_miss(data: ReportData) -> Iterator[Step]:
             "keep the ops that cost most in float", _rule(names, 'keep = "float"')
         )
     if closest is not None:
+        yield from _learning(closest, data)
         yield from _other_schemes(closest, data)
         yield from _looser(closest, data)
     calibrated = _calibration_samples(data)
@@ -193,9 +197,27 @@ def _after_a_miss(data: ReportData) -> Iterator[Step]:
         yield Step(
             f"calibrate with more samples: {calibrated} did, and 100 to 500 are usual"
         )
-    if len(data.trials) >= _max_trials(data):
-        more = f"max_trials = {2 * max(1, len(data.trials))}"
+    searched = [trial for trial in data.trials if not trial.recipe.recovery]
+    if len(searched) >= _max_trials(data):
+        more = f"max_trials = {2 * max(1, len(searched))}"
         yield Step("search longer: all trials were used up", more)
+
+
+def _learning(closest: Trial, data: ReportData) -> Iterator[Step]:
+    """Yield what may be learned from data, where nothing was and the backend can."""
+    was_tried = any(trial.recipe.recovery for trial in data.trials)
+    if was_tried or closest.recipe.backend not in _LEARNS:
+        return
+    modes = {scheme.mode for scheme in closest.recipe.schemes.values()}
+    if "weight_only" in modes:
+        yield Step(
+            "let the closest trials learn their rounding and scales from the calibration data",
+            'recover = ["reconstruction", "distillation"]',
+        )
+    yield Step(
+        "train the closest trials: hand octavo.autotune a function that trains the model it is "
+        "given, train_fn="
+    )
 
 
 def _other_schemes(closest: Trial, data: ReportData) -> Iterator[Step]:

@@ -83,6 +83,10 @@ def _what_runs(baseline: Trial, best: Trial | None) -> list[Row]:
     transforms = in_order(best.recipe.transforms)
     if transforms:
         rows.append(("transforms", "none", transforms, ""))
+    if best.recipe.recovery:
+        seconds = text.duration(best.seconds.get("recover", 0.0))
+        steps = ", ".join(map(str, best.recipe.recovery))
+        rows.append(("learned", "nothing", steps, seconds))
     return rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from octavo.core.values.ledger import Applied
+from octavo.core.values.recipe import Recipe
 from octavo.core.values.sampling import Sampling
 from octavo.core.values.trial import Measurement, Trial
 
@@ -156,8 +157,16 @@ def _counted(count: int) -> str:
 
 
 def bits(trial: Trial) -> str:
-    """Return how many ops a trial quantized, by mode: ``9 static, 1 float``."""
-    return counts(trial.ledger)
+    """Return how many ops a trial quantized, by mode, and what was learned after it:
+    ``9 static, 1 float, then qat``."""
+    return ", ".join(filter(None, (counts(trial.ledger), learned(trial.recipe))))
+
+
+def learned(recipe: Recipe) -> str:
+    """Return what a recipe learned after quantization: ``then reconstruction, distillation``; ''
+    for nothing."""
+    steps = ", ".join(map(str, recipe.recovery))
+    return f"then {steps}" if steps else ""
 
 
 def counts(ledger: Mapping[str, Applied]) -> str:

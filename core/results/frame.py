@@ -54,6 +54,7 @@ def row(trial: Trial) -> dict[str, Any]:
     found["seconds"] = sum(trial.seconds.values())
     found["recipe"] = trial.recipe.digest
     found["description"] = schemes(trial.ledger)
+    found["recovery"] = ", ".join(map(str, trial.recipe.recovery))
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from octavo.core.report.model import ReportData
 from octavo.core.report.names import CARRIES_CODES, distinct, short
+from octavo.core.report.text import learned
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, in_order
 from octavo.core.values.trial import Trial
@@ -139,6 +140,8 @@ class Recipes:
         left = sum(count.values()) - sum(n for _, n in count.most_common(SUMMED))
         if left:
             told.append(f"{left} others")
+        if trial.recipe.recovery:
+            told.append(learned(trial.recipe))
         return "; ".join(told) or "no op has a choice"
 
     def _what_runs(self, trial: Trial, op: str) -> str:
@@ -173,6 +176,9 @@ class Recipes:
         if own != other:
             there = in_order(other) or "none"
             yield f"transforms {in_order(own) or 'none'} instead of {there}"
+        if trial.recipe.recovery != best.recipe.recovery:
+            there = learned(best.recipe) or "nothing learned"
+            yield f"{learned(trial.recipe) or 'nothing learned'} instead of {there}"
 
     def otherwise(self, trial: Trial) -> list[Group]:
         """Return which ops of a trial run otherwise than asked, by reason."""

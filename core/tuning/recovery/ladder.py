@@ -69,12 +69,12 @@ class Ladder:
         for place, step in enumerate(self._plan.steps):
             recipes = list(self._recipes(place, step))
             for recipe in recipes:
-                if recipe.digest not in self._told | dict.fromkeys(self._pending):
+                if recipe.digest not in {*self._told, *self._pending}:
                     self._pending.add(recipe.digest)
                     return recipe
             if any(recipe.digest in self._pending for recipe in recipes):
                 return WAIT
-            if any(trial.passed for trial in self._told.values()):
+            if any(self._told[recipe.digest].passed for recipe in recipes):
                 return None
         return None
 

@@ -9,7 +9,14 @@ from types import TracebackType
 from rich.text import Text
 
 from octavo.core.report.text import duration
-from octavo.core.tuning.progress import OPENING, SENSITIVITIES, TRIALS, Phase, Progress
+from octavo.core.tuning.progress import (
+    OPENING,
+    RECOVERY,
+    SENSITIVITIES,
+    TRIALS,
+    Phase,
+    Progress,
+)
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
@@ -171,7 +178,7 @@ class ProgressDisplay(Progress):
 
     def _spent(self, phase: Phase, since: float) -> float:
         """Return the seconds spent in a phase, or in the trial that runs."""
-        if phase.name == TRIALS and self._trial is not None:
+        if phase.name in (TRIALS, RECOVERY) and self._trial is not None:
             return time.monotonic() - self._trial_began
         return phase.seconds + since
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octavo.core.report import text
-from octavo.core.tuning.progress import SAVING, TRIALS, Phase
+from octavo.core.tuning.progress import RECOVERY, SAVING, TRIALS, Phase
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
@@ -58,6 +58,13 @@ def step(phase: Phase, trial: tuple[int, Recipe] | None) -> str:
         phase: The innermost that goes on.
         trial: Number and recipe of the trial that runs; None between two.
     """
+    if phase.name == RECOVERY and trial is not None:
+        number, recipe = trial
+        what = recipe.recovery[-1].kind if recipe.recovery else phase.name
+        return (
+            f"recovery {phase.done + 1} of at most {phase.total}: {what}, trial {number} on "
+            f"{recipe.backend}"
+        )
     if phase.name == TRIALS:
         if trial is None:
             return f"trials {phase.done} of at most {phase.total}"
