@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from octavo.core.numerics.channels import Change
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
@@ -39,3 +40,6 @@ class Quantizer(Protocol):
 
     def session(self, transforms: tuple[PartChoice, ...] = ()) -> Session:
         """Return the float session after ``transforms``."""
+
+    def change(self, op: str, value: str, transforms: tuple[PartChoice, ...]) -> Change:
+        """Return what ``transforms`` do to a value of the original model before an op meets it."""

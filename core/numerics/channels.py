@@ -210,8 +210,11 @@ def as_map(factors: Factors) -> ChannelMap:
     return factors if isinstance(factors, ChannelMap) else ChannelMap(scale=factors)
 
 
-Changes = Mapping[str, tuple[tuple[ChannelMap, ...], int]]
-"""Value -> (what was done to its channels, in order; their axis)."""
+Change = tuple[tuple[ChannelMap, ...], int]
+"""(What was done to a value's channels, in order; their axis.)"""
+
+Changes = Mapping[str, Change]
+"""Value -> its change."""
 
 
 def chained(maps: Iterable[ChannelMap]) -> tuple[ChannelMap, ...]:

@@ -12,7 +12,7 @@ from octavo.core.errors import SchemeError
 from octavo.core.values.graph import UNREACHED, ModelView
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT
+from octavo.core.values.scheme import FLOAT, PartChoice, in_order
 from octavo.core.values.sizes import repairs_of
 
 Ledger = Mapping[str, Applied]
@@ -117,6 +117,15 @@ def without_repair(opened: Opened, recipe: Recipe) -> Remarks:
         if why:
             found[name] = why
     return found
+
+
+def orders_of_transforms(steps: Mapping[str, tuple[PartChoice, ...]]) -> Remarks:
+    """Return op -> the transforms that it was changed by, in their order.
+
+    Args:
+        steps: Of a recipe of several transforms: op -> those that changed it.
+    """
+    return {op: f"after {in_order(parts)}" for op, parts in steps.items()}
 
 
 def second_copies(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from array_api_compat import array_namespace
@@ -52,10 +53,16 @@ class ActivationRanges:
 
     Args:
         sharing: Value -> all values that share its scale.
+        readers: Value that shares its scale -> the op for whose sake it does (a concat, an add).
     """
 
-    def __init__(self, sharing: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        sharing: Mapping[str, Sequence[str]],
+        readers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._sharing = sharing
+        self._readers = readers
         self._params: dict[tuple[object, ...], QuantParams] = {}
 
     def of_inputs(
@@ -64,7 +71,7 @@ class ActivationRanges:
         """Return the parameters of each input of an op with a static scheme."""
         assert scheme.input is not None
         wish = wish_of(op, scheme, scheme.input)
-        return tuple(self._of(v, wish, prepared.seen_by(op.name, v)) for v in op.inputs)
+        return tuple(self._of(op, v, wish, prepared) for v in op.inputs)
 
     def of_outputs(
         self,
@@ -87,32 +94,40 @@ class ActivationRanges:
             if wish is None:
                 found.append(None)
             else:
-                found.append(self._of(value, wish, prepared.seen_by(op.name, value)))
+                found.append(self._of(op, value, wish, prepared))
         return tuple(found)
 
-    def _of(self, value: str, wish: Wish, statistics: Statistics) -> QuantParams:
-        together = [
-            other
-            for other in self._sharing.get(value, (value,))
-            if other == value or other in statistics.seen
-        ]
-        probes = [Probe(other, wish.calibrator, wish.axis) for other in together]
+    def _of(self, op: Op, value: str, wish: Wish, prepared: Prepared) -> QuantParams:
+        seen: dict[str, Statistics] = {}
+        for other in self._sharing.get(value, (value,)):
+            # The others are met by whoever makes them share: a transform may have changed them for
+            # members of its own group alone.
+            reads = other == value or other in op.inputs
+            meets = op.name if reads else self._readers.get(other, op.name)
+            statistics = prepared.seen_by(meets, other)
+            if other == value or other in statistics.seen:
+                seen[other] = statistics
+        observers = tuple(
+            statistics.observer(Probe(other, wish.calibrator, wish.axis))
+            for other, statistics in seen.items()
+        )
         # What no transform touches is watched by the same observers before and after it, and has
         # one range.
-        key = (tuple(statistics.observer(probe) for probe in probes), wish.spec)
+        key = (observers, wish.spec)
         if key not in self._params:
-            low, high = _joined_range(together, wish, statistics)
+            low, high = _joined_range(seen, wish)
             if wish.axis is None and float(low) == float(high):
                 high = _widened(value, low, high)
             self._params[key] = affine_params(low, high, wish.spec, wish.axis)
         return self._params[key]
 
 
-def _joined_range(
-    values: Sequence[str], wish: Wish, statistics: Statistics
-) -> tuple[Array, Array]:
-    """Return the range that holds those of all values."""
-    found = [statistics.range(v, wish.calibrator, wish.spec, wish.axis) for v in values]
+def _joined_range(values: Mapping[str, Statistics], wish: Wish) -> tuple[Array, Array]:
+    """Return the range that holds those of all values, each as it was seen."""
+    found = [
+        statistics.range(value, wish.calibrator, wish.spec, wish.axis)
+        for value, statistics in values.items()
+    ]
     low, high = found[0]
     xp = array_namespace(low)
     for other_low, other_high in found[1:]:

@@ -15,15 +15,18 @@ from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.adapter import Batch, Candidate, Opened, OpParameters, Session
 from octavo.core.contract.calibrator import Probe
 from octavo.core.errors import SchemeError
+from octavo.core.numerics.channels import Change
 from octavo.core.values.coverage import Coverage, account
 from octavo.core.values.graph import HeldWeight, Op
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
+from octavo.core.values.topology import scale_sharers
 
 from .accounting import (
     Ledger,
     Remarks,
+    orders_of_transforms,
     reached_by_some,
     refuse_repairs,
     remarked,
@@ -85,7 +88,7 @@ class Realizer:
             opened, space, host, self._plan, self.observation
         )
         self._weights = QuantizedWeights(opened, host, self._plan, self.observation)
-        self._ranges = ActivationRanges(self._plan.sharing)
+        self._ranges = ActivationRanges(self._plan.sharing, scale_sharers(opened.view))
         self._non_finite: Literal["error", "float"] = non_finite
         self.recovering = Recovering(opened, train_fn)
 
@@ -214,7 +217,10 @@ class Realizer:
         corrected = (n for n in recipe if self._weights.corrects_bias(recipe[n]))
         without = [n for n in corrected if not view.by_name[n].bias]
         yield dict.fromkeys(without, "it has no bias to correct")
-        yield self._states.after(recipe.transforms).remarks
+        state = self._states.after(recipe.transforms)
+        yield state.remarks
+        if len(recipe.transforms) > 1:
+            yield orders_of_transforms(state.steps)
         yield second_copies(view, recipe, parameters)
         yield repaired(parameters)
         yield without_repair(self.opened, recipe)
@@ -246,6 +252,10 @@ class Realizer:
     def prepared(self, transforms: tuple[PartChoice, ...]) -> Prepared:
         """Return the session after ``transforms``, with what calibration would have seen of it."""
         return self._states.after(transforms)
+
+    def change(self, op: str, value: str, transforms: tuple[PartChoice, ...]) -> Change:
+        """Return what ``transforms`` do to a value of the original model before an op meets it."""
+        return self.prepared(transforms).change(op, value)
 
     # From a recipe to parameters
 

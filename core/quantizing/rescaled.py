@@ -9,6 +9,7 @@ from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.adapter import Session
 from octavo.core.contract.calibrator import Probe
 from octavo.core.numerics.channels import (
+    Change,
     Changes,
     ChannelMap,
     Factors,
@@ -18,6 +19,7 @@ from octavo.core.numerics.channels import (
 )
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.graph import Group, ModelView
+from octavo.core.values.scheme import PartChoice
 from octavo.core.values.topology import seers, values_between
 
 
@@ -34,6 +36,7 @@ class Prepared:
         changes: What all transforms so far did to values.
         seers: Value that the last transform changed -> the ops that meet it changed.
         remarks: Op -> what a transform could not do for it, for the ledger.
+        steps: Op -> the transforms that changed what it reads, writes or multiplies, in order.
     """
 
     session: Session
@@ -44,6 +47,7 @@ class Prepared:
     changes: Changes = field(default_factory=dict)
     seers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     remarks: Mapping[str, str] = field(default_factory=dict)
+    steps: Mapping[str, tuple[PartChoice, ...]] = field(default_factory=dict)
 
     def states(self) -> Iterator[Prepared]:
         """Yield this state and those before it, the last transform's first."""
@@ -53,7 +57,15 @@ class Prepared:
             state = state.before
 
     def seen_by(self, op: str, value: str) -> Statistics:
-        """Return what calibration saw of ``value`` as ``op`` meets it.
+        """Return what calibration saw of ``value`` as ``op`` meets it."""
+        return self.met_by(op, value).statistics
+
+    def change(self, op: str, value: str) -> Change:
+        """Return what was done to the original model's ``value`` before ``op`` meets it."""
+        return self.met_by(op, value).changes.get(value, ((), -1))
+
+    def met_by(self, op: str, value: str) -> Prepared:
+        """Return the state whose ``value`` is what ``op`` meets.
 
         Whoever a transform leaves out meets what was there before.
         """
@@ -64,10 +76,11 @@ class Prepared:
                     break
                 assert state.before is not None
                 seen = state.before
-        return seen.statistics
+        return seen
 
 
 def rescaled(
+    choice: PartChoice,
     before: Prepared,
     factors: Mapping[str, Factors],
     view: ModelView,
@@ -79,6 +92,7 @@ def rescaled(
     Its statistics are derived from those before it.
 
     Args:
+        choice: The transform.
         before: The state before.
         factors: Name of a ``rescale`` group -> factors.
         view: The model.
@@ -98,10 +112,14 @@ def rescaled(
         before.session.rescale(factors),
         statistics,
         before,
-        ops=frozenset(effect.touched),
+        ops=before.ops | effect.touched,
         online=frozenset(effect.online),
         changes=effect.changes,
         seers=effect.seers,
+        steps={
+            **before.steps,
+            **{op: (*before.steps.get(op, ()), choice) for op in effect.touched},
+        },
     )
 
 
@@ -109,13 +127,14 @@ class _Effect:
     """What one rescaling does, group by group; the attributes are those of :class:`Prepared`.
 
     Attributes:
+        touched: Ops that it changes.
         missing: Probes whose observers cannot be derived.
     """
 
     def __init__(self, before: Prepared) -> None:
         self.statistics = before.statistics
         self.missing: list[Probe] = []
-        self.touched = set(before.ops)
+        self.touched: set[str] = set()
         self.online = set(before.online)
         self.changes = dict(before.changes)
         self.seers: dict[str, frozenset[str]] = {}

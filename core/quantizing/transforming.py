@@ -83,6 +83,7 @@ class TransformedSessions:
         factors = self._factors(rescaling, choice, before)
         wanted = frozenset(self._plan.after(transforms))
         after = rescaled(
+            choice,
             before,
             factors,
             self._opened.view,

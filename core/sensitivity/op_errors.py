@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import zip_longest
 
 import numpy as np
@@ -13,6 +14,7 @@ from octavo.core.contract.adapter import Batch, OpParameters, Session
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.arrays import to_numpy
+from octavo.core.numerics.channels import Change, ChannelMap
 from octavo.core.numerics.rows import Rows, rows_of
 from octavo.core.values.graph import Op, Weight
 from octavo.core.values.recipe import Recipe
@@ -97,35 +99,67 @@ def _mean_of_diagonal(second: np.ndarray | None) -> float:
     return float(np.diagonal(second, axis1=1, axis2=2).mean())
 
 
+_Met = tuple[str, tuple[ChannelMap, ...]]
+"""A value, and what transforms did to it before an op meets it."""
+
+
 @dataclass
 class _Observed:
-    """What one pass over the batches shows."""
+    """What one pass of the original model over the batches shows, as each op meets it.
 
-    moments: dict[str, Moments] = field(default_factory=dict)
-    features: dict[tuple[str, Rows], FeatureObserver] = field(default_factory=dict)
+    Attributes:
+        met: (op, value) -> the value as the op meets it.
+        axes: Axis of a value's channels.
+        moments: Of each value as some op meets it.
+        features: Likewise, of the rows that a weight multiplies.
+    """
 
-    def expect(self, op: Op) -> None:
-        """Make room for the inputs of an op."""
-        self.moments.update((value, Moments()) for value in op.inputs)
+    met: dict[tuple[str, str], _Met] = field(default_factory=dict)
+    axes: dict[_Met, int] = field(default_factory=dict)
+    moments: dict[_Met, Moments] = field(default_factory=dict)
+    features: dict[tuple[_Met, Rows], FeatureObserver] = field(default_factory=dict)
+
+    def expect(self, op: Op, change: Callable[[str, str], Change]) -> None:
+        """Make room for the inputs of an op.
+
+        Args:
+            op: The op.
+            change: (op, value) -> what transforms do to the value before the op meets it.
+        """
+        for value in op.inputs:
+            maps, axis = change(op.name, value)
+            met = (value, maps)
+            self.met[op.name, value] = met
+            self.axes[met] = axis
+            self.moments.setdefault(met, Moments())
         rows = rows_of(op)
         if rows is None or op.weight is None:
             return
         channels = op.weight.shape[op.weight.channel_axis]
         width = op.weight.size // max(1, channels)
         observer = Gram if width <= WIDEST_GRAM else FeatureSquare
-        self.features[op.inputs[0], rows] = observer(rows)
+        met = self.met[op.name, op.inputs[0]]
+        self.features.setdefault((met, rows), observer(rows))
 
     def update(self, value: str, x: Array) -> None:
-        """Take one batch of one value."""
-        array = to_numpy(x)
-        self.moments[value].update(array)
-        for (name, _), observer in self.features.items():
-            if name == value:
-                observer.update(array)
+        """Take one batch of one value of the original model."""
+        for met, moments in self.moments.items():
+            name, maps = met
+            if name != value:
+                continue
+            changed = x
+            for one in maps:
+                changed = one.apply(changed, self.axes[met])
+            array = to_numpy(changed)
+            moments.update(array)
+            for (its, _), observer in self.features.items():
+                if its == met:
+                    observer.update(array)
 
     def noises(self, op: Op, given: OpParameters) -> list[tuple[float, Moments]]:
         """Return the noise power of rounding each input that was observed, and its moments."""
-        moments = [self.moments[value] for value in op.inputs if value in self.moments]
+        met = [self.met[op.name, v] for v in op.inputs if (op.name, v) in self.met]
+        moments = [self.moments[its] for its in met]
         return [
             (rounding_noise(given.scheme, own, params), own)
             for own, params in zip_longest(moments, given.inputs[: len(moments)])
@@ -136,7 +170,7 @@ class _Observed:
         rows = rows_of(op)
         if rows is None:
             return None
-        observer = self.features[op.inputs[0], rows]
+        observer = self.features[self.met[op.name, op.inputs[0]], rows]
         return second_moments(observer) if observer.count else None
 
 
@@ -165,7 +199,7 @@ class OpErrors:
         recipe = Recipe(space.schemes(ops, scheme), transforms, space.backend)
         parameters = self.realizer.parameters(recipe)
         session = self.realizer.session(transforms)
-        observed = self._observe(session, transforms)
+        observed = self._observe(transforms)
         for name in ops:
             given = parameters.get(name)
             if given is None:
@@ -176,15 +210,22 @@ class OpErrors:
             else:
                 yield from _of_weights(op, given, session, observed)
 
-    def _observe(self, session: Session, transforms: Transforms) -> _Observed:
-        """Run the batches once and keep the moments of every input of a tunable op."""
+    def _observe(self, transforms: Transforms) -> _Observed:
+        """Run the batches once and keep the moments of every input of a tunable op.
+
+        The original model runs: in a rescaled one, whoever reads a divided value and is no member
+        of its group meets the value as it was, and a member of a group without a producer divides
+        it by itself.
+        """
         if transforms not in self._observed:
             observed = _Observed()
+            change = partial(self.realizer.change, transforms=transforms)
             view = self.realizer.opened.view
             for unit in self.realizer.space.tunable:
                 for name in unit.ops:
-                    observed.expect(view.by_name[name])
-            values = tuple(observed.moments)
+                    observed.expect(view.by_name[name], change)
+            session = self.realizer.opened.session
+            values = tuple(dict.fromkeys(value for value, _ in observed.moments))
             self.batches_run += session.observe(self.batches, values, observed.update)
             self._observed[transforms] = observed
         return self._observed[transforms]

@@ -72,6 +72,17 @@ def seers(
     return frozenset(found)
 
 
+def scale_sharers(view: ModelView) -> dict[str, str]:
+    """Return, for each value whose scale is shared, the op for whose sake it is: a member of a
+    ``scale`` group that reads it."""
+    found: dict[str, str] = {}
+    for group in view.groups:
+        for member in group.members if group.kind == "scale" else ():
+            for value in view.by_name[member].inputs:
+                found.setdefault(value, member)
+    return found
+
+
 def shared_scales(view: ModelView) -> dict[str, tuple[str, ...]]:
     """Return, for each value whose scale is shared (``scale`` groups), all values that share it."""
     together: list[set[str]] = []

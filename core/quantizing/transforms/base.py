@@ -181,8 +181,15 @@ def _by_channel(features: Array, channels: int) -> Array:
 
 
 def channel_energy(link: Link) -> Array:
-    """Return E[x^2] of each channel as the first member sees it: float32, shape (channels,)."""
-    gram = link.observed("gram", link.members[0])
-    xp = array_namespace(gram.value)
-    energy = xp.linalg.diagonal(gram.value) / max(1, gram.count)
-    return xp.mean(_by_channel(energy, link.group.channels), axis=1)
+    """Return E[x^2] of each channel, float32, shape (channels,): the mean of what members see.
+
+    Each member sees the value under a kernel of its own: a stride leaves places out, padding adds
+    zeros.
+    """
+    found = []
+    for op in link.members:
+        gram = link.observed("gram", op)
+        xp = array_namespace(gram.value)
+        energy = xp.linalg.diagonal(gram.value) / max(1, gram.count)
+        found.append(xp.mean(_by_channel(energy, link.group.channels), axis=1))
+    return sum(found[1:], found[0]) / len(found)
