@@ -35,19 +35,28 @@ class Reconstruction:
     """Settings of block reconstruction.
 
     Attributes:
-        iterations: Steps for each block, one batch each.
+        iterations: Steps for each block.
         rate: Step size of the offsets at the start, falling linearly to zero; in units of the
-            scale.
-        scale_rate: Step size of the scales, relative to them.
-        half: Multiply in bfloat16 while learning; the result is always rounded from float32.
+            scale. None for the optimizer's own: 1 / iterations for ``signed``, as in the paper, and
+            0.02 for ``adam``.
+        scale_rate: Step size of the ranges' ends (``signed``) or of the scales (``adam``), relative
+            to them. None for the optimizer's own: ``rate`` for ``signed``, as in the paper, and
+            0.002 for ``adam``.
+        half: Multiply in bfloat16 while learning; the result is always rounded and judged in
+            float32.
         seed: Of the order of batches.
+        optimizer: ``signed`` is AutoRound as its paper has it: gradient descent by the sign, over
+            rounding offsets and both ends of each range. ``adam`` learns offsets and scales.
+        rows: Sequences of one step, at least: smaller batches are taken together.
     """
 
     iterations: int = 40
-    rate: float = 0.02
-    scale_rate: float = 0.002
+    rate: float | None = None
+    scale_rate: float | None = None
     half: bool = True
     seed: int = 0
+    optimizer: Literal["signed", "adam"] = "signed"
+    rows: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +185,9 @@ class Training:
     ) -> dict[str, OpParameters]:
         """Learn the rounding of weight-only linear layers block by block.
 
-        Feature ``block_reconstruction``. Where all batches together say that a block's start was
-        better, the block keeps it.
+        Feature ``block_reconstruction``. Each block is fed with what the quantized blocks before it
+        put out, and keeps the best state that it met; where all batches together say that its start
+        was better, that. After transforms it is the rescaled session's to learn.
 
         Args:
             parameters: Where to start from: ``Realizer.parameters(recipe)``. Not changed.
@@ -188,8 +198,9 @@ class Training:
             ``parameters`` with the learned weights in place, as ``Session.apply`` takes them.
 
         Raises:
-            SchemeError: If the model has no repeated block with such a layer, or its layers change
-                their inputs (rescaled).
+            SchemeError: If the model has no repeated block with such a layer, or a block cannot be
+                run by itself.
+            DataError: If there is no batch.
         """
         self._refuse(
             "block_reconstruction",
@@ -206,7 +217,9 @@ class Training:
         """Learn scales and rounding of all weight-only linear layers together.
 
         Feature ``distillation``. The goal is the predictions of the float model, or of a teacher:
-        the first output. Where all batches together say that the start was better, it comes back.
+        the first output. One batch in four, at least one, is held back from learning, and judges:
+        the best state by them is kept, the start among them. A single batch is learned from and
+        judges too, which favours what was learned.
 
         Args:
             parameters: Where to start from: ``Realizer.parameters(recipe)``. Not changed.
@@ -219,8 +232,7 @@ class Training:
             ``parameters`` with the learned weights in place, as ``Session.apply`` takes them.
 
         Raises:
-            SchemeError: If there is no such layer, or the session's layers change their inputs
-                (rescaled).
+            SchemeError: If there is no such layer.
             DataError: If there is no batch.
         """
         self._refuse(

@@ -9,7 +9,6 @@ would fit a training step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import nn
@@ -21,16 +20,22 @@ from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.training import Distillation
 from octavo.core.errors import DataError, SchemeError
 
+from .block_calls import token_mask, valid_tokens
 from .learned_linear import (
     LearnedLinear,
+    State,
     install_learned,
-    learn_or_leave,
     learnable,
     learned_parameters,
     scale_groups,
 )
 
 Tensor = torch.Tensor
+_JUDGES = 4
+"""One batch of so many is held back."""
+
+_VERDICTS = 4
+"""How often they judge, on the way and at the end: each time costs as much as half a step."""
 
 
 def distill(
@@ -67,17 +72,22 @@ def distill(
     if not batches:
         raise DataError("distillation needs at least one batch")
     twin = frozen(root)
-    made = install_learned(twin, {name: layers[name].path for name in wanted}, wanted)
-    modules = list(made.values())
+    places = {name: layers[name].path for name in wanted}
+    made = install_learned(twin, places, wanted, LearnedLinear)
     goal = _Goal(root if teacher is None else teacher, twin, batches, settings)
-    learn_or_leave(modules, goal.total, partial(_descend, goal, modules, settings))
+    _descend(goal, list(made.values()), settings)
     return {**parameters, **learned_parameters(made, wanted)}
 
 
 class _Goal:
     """Cross entropy of the learned model's predictions against the teacher's.
 
-    The teacher's are made once a batch.
+    The teacher's are made once a batch. Some batches are held back from learning: the few that
+    calibration has are soon known by heart, and all that they say then is how well.
+
+    Attributes:
+        learned: Indices of the batches to learn from.
+        held_back: Indices of those that judge; the same where there is one alone.
     """
 
     def __init__(
@@ -87,51 +97,89 @@ class _Goal:
         batches: Sequence[Call],
         settings: Distillation,
     ) -> None:
+        indices = range(len(batches))
+        self.held_back = [i for i in indices if i % _JUDGES == _JUDGES - 1]
+        if not self.held_back:
+            self.held_back = [len(batches) - 1]
+        others = [i for i in indices if i not in self.held_back]
+        self.learned = others or self.held_back
         self.batches = batches
         self._twin = twin
         self._settings = settings
         self._device = next(twin.parameters()).device.type
         self._targets: list[Tensor] = []
+        self._valid: list[Tensor | None] = []
         with torch.no_grad():
             for call in batches:
                 # They are held for all batches at once, in half the bytes.
-                odds = self._log_odds(teacher, call).exp()
+                odds = self._log_odds(teacher, call, half=settings.half).exp()
                 self._targets.append(odds.to(torch.bfloat16))
+                self._valid.append(valid_tokens(token_mask(teacher, call), odds))
 
-    def loss(self, index: int) -> Tensor:
-        """Return the loss on one batch."""
-        log_odds = self._log_odds(self._twin, self.batches[index])
-        return -(self._targets[index] * log_odds).sum(-1).mean()
+    def loss(self, index: int, *, half: bool) -> Tensor:
+        """Return the loss on one batch, a prediction; those for padding do not count."""
+        log_odds = self._log_odds(self._twin, self.batches[index], half=half)
+        surprise = -(self._targets[index] * log_odds).sum(-1)
+        valid = self._valid[index]
+        if valid is None:
+            return surprise.mean()
+        weights = valid[..., 0]
+        return (surprise * weights).sum() / weights.sum().clamp(min=1)
 
-    def total(self) -> float:
-        """Return the loss on all batches."""
-        return sum(float(self.loss(i)) for i in range(len(self.batches)))
+    @torch.no_grad()
+    def verdict(self) -> float:
+        """Return the loss on the batches that are held back, in float32."""
+        return sum(float(self.loss(i, half=False)) for i in self.held_back)
 
-    def _log_odds(self, model: nn.Module, call: Call) -> Tensor:
+    def _log_odds(self, model: nn.Module, call: Call, *, half: bool) -> Tensor:
         args, kwargs = call
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._settings.half):
-            logits = next(tensors_in(model(*args, **kwargs)))
+        with torch.autocast(self._device, torch.bfloat16, enabled=half):
+            result = model(*args, **kwargs)
+        # Where a batch has labels, a loss comes before the predictions.
+        logits = getattr(result, "logits", None)
+        if not isinstance(logits, Tensor):
+            logits = next(tensors_in(result))
         return torch.log_softmax(logits.float() / self._settings.temperature, -1)
 
 
 def _descend(
     goal: _Goal, modules: Sequence[LearnedLinear], settings: Distillation
 ) -> None:
-    """Move scales and offsets down the loss, one batch a step."""
+    """Move scales and offsets down the loss, one batch a step, and keep the best state."""
+    optimizer = _optimizer(modules, settings)
+    full = [group["lr"] for group in optimizer.param_groups]
+    best, lowest = State(modules), goal.verdict()
+    for step in range(settings.steps):
+        share = 1.0 - step / settings.steps
+        for group, rate in zip(optimizer.param_groups, full, strict=True):
+            group["lr"] = rate * share
+        index = goal.learned[step % len(goal.learned)]
+        with torch.enable_grad():
+            loss = goal.loss(index, half=settings.half)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if _is_judged(step, settings.steps):
+            found = goal.verdict()
+            # In this form a loss that has become NaN is no better.
+            if found < lowest:
+                best, lowest = State(modules), found
+    best.restore()
+
+
+def _is_judged(step: int, steps: int) -> bool:
+    """Return whether the state after a step is judged: a few times, and at the end."""
+    every = max(1, steps // _VERDICTS)
+    return step == steps - 1 or step % every == every - 1
+
+
+def _optimizer(
+    modules: Sequence[LearnedLinear], settings: Distillation
+) -> torch.optim.Optimizer:
     learns_rounding = settings.rate > 0
     groups = scale_groups(modules, settings.scale_rate)
     for module in modules:
         module.offset.requires_grad_(learns_rounding)
     if learns_rounding:
         groups.append({"params": [m.offset for m in modules], "lr": settings.rate})
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: 1.0 - i / settings.steps
-    )
-    for step in range(settings.steps):
-        with torch.enable_grad():
-            loss = goal.loss(step % len(goal.batches))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    return torch.optim.Adam(groups, betas=(0.9, 0.95))

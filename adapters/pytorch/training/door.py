@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.candidate import TorchCandidate
 from octavo.adapters.pytorch.capture.capture import Capture
 from octavo.adapters.pytorch.modules.shared_copy import skeleton
@@ -62,10 +63,13 @@ class TorchTraining(Training):
         """Learn the rounding of weight-only linear layers block by block."""
         from .reconstruction import reconstruct
 
-        self._refuse_rescaled("reconstruct")
         calls, whole = self._calls(batches), self._whole()
         return reconstruct(
-            whole.root, whole.layers, parameters, calls, settings or Reconstruction()
+            _float_root(whole),
+            whole.layers,
+            parameters,
+            calls,
+            settings or Reconstruction(),
         )
 
     def distill(
@@ -81,15 +85,15 @@ class TorchTraining(Training):
         """
         from .distillation import distill
 
-        self._refuse_rescaled("distill")
         calls, whole = self._calls(batches), self._whole()
+        root = _float_root(whole)
         return distill(
-            whole.root,
+            root,
             whole.layers,
             parameters,
             calls,
             settings or Distillation(),
-            whole.root if teacher is None else skeleton(inside(teacher)),
+            root if teacher is None else skeleton(inside(teacher)),
         )
 
     def prepare_qat(
@@ -160,11 +164,14 @@ class TorchTraining(Training):
         recipe, parameters = kept(base, inside(native), self._capture)
         return self._over(self._capture.root).apply(recipe, parameters)
 
-    def _refuse_rescaled(self, action: str) -> None:
-        if self._capture.factors:
-            raise SchemeError(
-                f"{action} before rescaling: this session's layers change their inputs"
-            )
+
+def _float_root(capture: Capture) -> nn.Module:
+    """Return the float model, whose rescaled layers change their inputs as they must."""
+    if not capture.factors:
+        return capture.root
+    root = skeleton(capture.root)
+    install(root, capture.layers, capture.factors)
+    return root
 
 
 def _torch_candidate(candidate: Candidate) -> TorchCandidate:

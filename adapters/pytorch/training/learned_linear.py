@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.modules.kinds import is_transposed_linear
-from octavo.adapters.pytorch.modules.shared_copy import set_submodule
+from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodule
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import integer_range, is_integer
+from octavo.core.numerics.layout import stretch
+from octavo.core.numerics.scales import has_free_scales
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.values.sizes import block_shape, is_grouped
 
-from .straight_through import grouped, round_to_grid
+from .straight_through import round_to_grid
 
 Tensor = torch.Tensor
 _REACH = 0.49
 """An offset starts below half a step, where rounding would be a draw."""
 
+Kind = TypeVar("Kind", bound="GridLinear")
 
-class LearnedLinear(nn.Module):
-    """A linear layer whose weight lies on a grid and whose rounding and scales can be learned.
+
+class GridLinear(nn.Module):
+    """A linear layer whose weight lies on a grid that is learned; subclasses say what of it.
 
     Args:
         weight: The float weight.
         bias: Its bias, or None.
         start: The quantized weight to start from.
         transposed: Both are stored as (inputs, outputs).
+
+    Attributes:
+        weight: What is rounded, (rows, features), or in groups, (rows, groups, features of one).
+        learns_range: Whether its scales may be any numbers.
     """
 
     def __init__(
@@ -45,40 +54,70 @@ class LearnedLinear(nn.Module):
         super().__init__()
         self.spec = start.params.spec
         self.transposed = transposed
-        self.code_type = start.codes.dtype
         matrix = weight.float()
         codes = start.codes
+        self.code_type = codes.dtype
         if transposed:
             matrix = matrix.t().contiguous()
             codes = codes.t().contiguous()
-        # A copy: it is learned in place, and the start's is the realizer's, which other trials use.
-        scale = start.params.scale.to(torch.float32, copy=True)
-        zero = start.params.zero_point.float()
-        if scale.ndim == 1:
-            scale = scale[:, None]
-            zero = zero[:, None]
         self.shape = matrix.shape
-        self.weight = grouped(matrix, scale)
-        codes = grouped(codes, scale).float()
-        if self.weight.ndim == 3:
-            scale = scale[..., None]
-            zero = zero[..., None]
-        self.scale = nn.Parameter(scale)
-        self.zero = zero
-        ratio = self.weight / scale
-        # Where the start's algorithm rounded otherwise than to nearest, its choice is the centre.
-        centre = codes - zero
-        nearby = (ratio - centre).clamp(-_REACH, _REACH)
-        offset = centre + nearby - ratio
-        self.offset = nn.Parameter(offset)
+        # Copies: they are learned in place, and the start's are the realizer's, which other trials
+        # use.
+        self.start_scale = start.params.scale.to(torch.float32, copy=True)
+        self.start_zero = start.params.zero_point.to(torch.float32, copy=True)
+        self.learns_range = has_free_scales(self.spec)
+        self.weight = self.viewed(matrix)
+        self.centre = self.viewed(codes).float() - self.over(self.start_zero)
         self.bias = None if bias is None else bias.detach()
+
+    @property
+    def _has_whole_groups(self) -> bool:
+        if not is_grouped(self.spec):
+            return False
+        tall, wide = block_shape(self.spec)
+        return tall == 1 and self.shape[1] % wide == 0
+
+    def viewed(self, matrix: Tensor) -> Tensor:
+        """Return a matrix so that what :meth:`over` returns broadcasts against it."""
+        if not self._has_whole_groups:
+            return matrix
+        _, wide = block_shape(self.spec)
+        return matrix.reshape(self.shape[0], -1, wide)
+
+    def over(self, parameter: Tensor) -> Tensor:
+        """Return scales or zero points as they lie over the weight."""
+        if self._has_whole_groups:
+            return parameter[..., None]
+        if is_grouped(self.spec):
+            tall, wide = block_shape(self.spec)
+            spread: Tensor = stretch(parameter, tuple(self.shape), tall, wide)
+            return spread
+        return parameter[:, None] if parameter.ndim == 1 else parameter
+
+    def nearby(self) -> Tensor:
+        """Return the weight in steps of the start's grid, less what its algorithm moved it.
+
+        Where the start's code is not the nearest one, that choice is the centre.
+        """
+        ratio = self.weight / self.over(self.start_scale)
+        return self.centre + (ratio - self.centre).clamp(-_REACH, _REACH)
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Return (scale, zero point) as they are now, in the start's shape, float32."""
+        raise NotImplementedError
+
+    def rounded(self) -> tuple[Tensor, Tensor | None]:
+        """Return what is rounded, and what is added to it before, in steps."""
+        raise NotImplementedError
 
     def quantized_weight(self) -> Tensor:
         """Return the weight on its grid, (outputs, inputs)."""
+        scale, zero = self.grid()
+        values, offset = self.rounded()
         weight = round_to_grid(
-            self.weight, self.scale, self.zero, self.spec, self.offset
+            values, self.over(scale), self.over(zero), self.spec, offset
         )
-        return weight.view(self.shape)
+        return weight.reshape(self.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
@@ -86,17 +125,47 @@ class LearnedLinear(nn.Module):
 
     @torch.no_grad()
     def result(self, start: QuantizedTensor) -> QuantizedTensor:
-        """Return the learned codes and scales in the form of ``start``."""
+        """Return the learned codes, scales and zero points in the form of ``start``."""
         low, high = integer_range(self.spec)
-        scale = self.scale.detach()
-        rounded = torch.round(self.weight / scale + self.offset)
-        steps = (rounded + self.zero).clamp(low, high)
-        codes = steps.view(self.shape).to(self.code_type)
+        scale, zero = self.grid()
+        values, offset = self.rounded()
+        # As round_to_grid does it: the codes of what was learned.
+        ratio = values / self.over(scale)
+        whole = torch.round(ratio if offset is None else ratio + offset)
+        steps = (whole + self.over(zero)).clamp(low, high)
+        codes = steps.reshape(self.shape).to(self.code_type)
         if self.transposed:
             codes = codes.t().contiguous()
-        own_scale = scale.reshape(start.params.scale.shape).clone()
-        params = replace(start.params, scale=own_scale)
+        zero_point = zero.to(start.params.zero_point.dtype).clone()
+        params = replace(start.params, scale=scale.clone(), zero_point=zero_point)
         return QuantizedTensor(codes, params)
+
+
+class LearnedLinear(GridLinear):
+    """Learns offsets and scales, each for itself, as Adam moves them."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        start: QuantizedTensor,
+        *,
+        transposed: bool,
+    ) -> None:
+        super().__init__(weight, bias, start, transposed=transposed)
+        ratio = self.weight / self.over(self.start_scale)
+        self.offset = nn.Parameter(self.nearby() - ratio)
+        self.scale = nn.Parameter(
+            self.start_scale.clone(), requires_grad=self.learns_range
+        )
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Return the learned scale, and the start's zero point."""
+        return self.scale, self.start_zero
+
+    def rounded(self) -> tuple[Tensor, Tensor | None]:
+        """Return the float weight and the learned offsets."""
+        return self.weight, self.offset
 
 
 def learnable(
@@ -126,19 +195,23 @@ def _fits(layer: Layer, parameters: OpParameters) -> bool:
 
 
 def install_learned(
-    twin: nn.Module, places: Mapping[str, str], parameters: Mapping[str, OpParameters]
-) -> dict[str, LearnedLinear]:
+    twin: nn.Module,
+    places: Mapping[str, str],
+    parameters: Mapping[str, OpParameters],
+    kind: type[Kind],
+) -> dict[str, Kind]:
     """Put learned layers in the place of float ones.
 
     Args:
         twin: A copy of the model, or of a block.
         places: Op name -> path of its layer in ``twin``.
         parameters: Op name -> where to start from.
+        kind: Of the learned layers.
 
     Returns:
         Op name -> its layer.
     """
-    made: dict[str, LearnedLinear] = {}
+    made: dict[str, Kind] = {}
     for name, path in places.items():
         old = twin.get_submodule(path)
         start = parameters[name].weight
@@ -147,14 +220,16 @@ def install_learned(
         weight = old.weight.detach()
         bias = getattr(old, "bias", None)
         transposed = is_transposed_linear(old)
-        new = LearnedLinear(weight, bias, start, transposed=transposed)
+        new = kind(weight, bias, start, transposed=transposed)
+        # What a rescaled layer does to its input first, and hooks of the model's own.
+        copy_hooks(old, new)
         made[name] = new
         set_submodule(twin, path, new)
     return made
 
 
 def learned_parameters(
-    made: Mapping[str, LearnedLinear], parameters: Mapping[str, OpParameters]
+    made: Mapping[str, GridLinear], parameters: Mapping[str, OpParameters]
 ) -> dict[str, OpParameters]:
     """Return the parameters of ops with what their layers learned in place of the start."""
     found: dict[str, OpParameters] = {}
@@ -180,31 +255,21 @@ def scale_groups(modules: Sequence[LearnedLinear], rate: float) -> list[dict[str
     return groups
 
 
-def learn_or_leave(
-    modules: Sequence[LearnedLinear],
-    cost: Callable[[], float],
-    learn: Callable[[], None],
-) -> None:
-    """Learn, and go back to the start where all batches together say that it was better.
+class State:
+    """What layers have learned so far: a copy, and the way back to it.
 
     Args:
         modules: The layers.
-        cost: Returns the loss over all batches.
-        learn: Changes the layers.
     """
-    start = []
-    for module in modules:
-        offset = module.offset.detach().clone()
-        scale = module.scale.detach().clone()
-        start.append((offset, scale))
-    with torch.no_grad():
-        before = cost()
-    learn()
-    with torch.no_grad():
-        # In this form a loss that has become NaN is no better.
-        is_better = cost() < before
-        if is_better:
-            return
-        for module, (offset, scale) in zip(modules, start, strict=True):
-            module.offset.copy_(offset)
-            module.scale.copy_(scale)
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        for module in modules:
+            for parameter in module.parameters():
+                self._kept.append((parameter, parameter.detach().clone()))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Bring the layers back to it."""
+        for parameter, value in self._kept:
+            parameter.copy_(value)

@@ -1,41 +1,41 @@
 """Block reconstruction: a whole block's rounding is learned from what the block puts out.
 
 Cheng et al. 2024, "Optimize Weight Rounding via Signed Gradient Descent for the Quantization of
-LLMs" (AutoRound): offsets v in [-1/2, 1/2] are added before rounding, scales are learned beside
-them, block after block, each fed with what the quantized blocks before it put out. Only one
-block's activations and offsets are alive at a time.
+LLMs" (AutoRound): block after block, each fed with what the quantized blocks before it put out, the
+best state that was met is kept. Only one block's activations and offsets are alive at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from octavo.adapters.pytorch.capture.blocks import blocks_of
+from octavo.adapters.pytorch.capture.blocks import blocks_of, is_in
 from octavo.adapters.pytorch.capture.layers import Layer
-from octavo.adapters.pytorch.modules.shared_copy import frozen, skeleton
-from octavo.adapters.pytorch.run.batches import Call, tensors_in
+from octavo.adapters.pytorch.modules.shared_copy import (
+    frozen,
+    set_submodule,
+    skeleton,
+)
+from octavo.adapters.pytorch.run.batches import Call
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.training import Reconstruction
-from octavo.core.errors import SchemeError
+from octavo.core.errors import DataError, SchemeError
 
+from .block_calls import BlockCall, BlockCalls, block_calls
+from .block_descent import Task, descend
 from .learned_linear import (
+    GridLinear,
     LearnedLinear,
     install_learned,
-    learn_or_leave,
     learnable,
     learned_parameters,
-    scale_groups,
 )
+from .signed_rounding import SignedLinear
 
 Tensor = torch.Tensor
-_TINY = 1e-20
-"""Least power of the targets: a block may put out zeros, and the loss is divided by it."""
 
 
 def reconstruct(
@@ -59,6 +59,7 @@ def reconstruct(
 
     Raises:
         SchemeError: If no layer can be learned.
+        DataError: If there is no batch.
     """
     wanted = learnable(layers, parameters)
     paths = blocks_of(root, (layers[name] for name in wanted))
@@ -66,153 +67,102 @@ def reconstruct(
         raise SchemeError(
             "there is no repeated block with an integer weight-only linear layer to reconstruct"
         )
-    met = _Inputs(root, paths, calls)
+    batches = list(calls)
+    if not batches:
+        raise DataError("block reconstruction needs at least one batch")
+    line = _Line(root, paths, batches)
     learned = dict(parameters)
-    exact = quantized = met.hidden
+    is_signed = settings.optimizer == "signed"
+    kind: type[GridLinear] = SignedLinear if is_signed else LearnedLinear
     for path in paths:
-        block = root.get_submodule(path)
-        rest = met.rest.pop(path)
-        with torch.no_grad():
-            targets = list(_outputs(block, exact, rest))
-        twin = frozen(block)
-        places = _places_in(path, layers, wanted)
-        made = install_learned(twin, places, wanted)
-        task = _Task(twin, quantized, rest, targets)
-        if made:
-            modules = list(made.values())
-            learn = partial(_descend, task, modules, settings)
-            learn_or_leave(modules, task.cost, learn)
+        task = line.task(path)
+        if task is None:
+            continue
+        # In a list of its own, for a block may be a single layer.
+        place = nn.ModuleList([frozen(root.get_submodule(path))])
+        inside = _places_in(path, layers, wanted)
+        made = install_learned(place, inside, wanted, kind)
+        outputs = descend(place[0], list(made.values()), task, settings)
         learned |= learned_parameters(made, wanted)
-        exact = targets
-        quantized = task.outputs()
+        line.take(path, place[0], task, outputs)
     return learned
 
 
 def _places_in(
     block: str, layers: Mapping[str, Layer], wanted: Iterable[str]
 ) -> dict[str, str]:
-    """Return the ops whose layers lie in a block -> their paths inside of it."""
-    prefix = f"{block}."
+    """Return the ops whose layers lie in a block -> their paths, the block being called 0."""
     inside = {}
     for name in wanted:
         path = layers[name].path
-        if path.startswith(prefix):
-            inside[name] = path.removeprefix(prefix)
+        if is_in(path, block):
+            inside[name] = f"0{path.removeprefix(block)}"
     return inside
 
 
-class _Inputs:
-    """What each block is called with, batch by batch; the hidden state of the first block only.
+class _Line:
+    """The blocks one after another, in the float model and in the quantized one so far.
 
-    Attributes:
-        hidden: The hidden states that enter the first block.
-        rest: Path of a block -> the other arguments of its calls.
+    A block that is fed with what the block before puts out, and nothing else of it, takes that
+    block's outputs. For any other (the first one, one behind a block that stays float, the first of
+    a decoder) both models run once more, up to it.
+
+    Args:
+        root: The float model.
+        paths: Of the blocks, in order.
+        batches: Calibration batches.
     """
 
     def __init__(
-        self, root: nn.Module, paths: Sequence[str], calls: Iterable[Call]
+        self, root: nn.Module, paths: Sequence[str], batches: Sequence[Call]
     ) -> None:
-        self.rest: dict[str, list[Call]] = {path: [] for path in paths}
-        self.hidden: list[Tensor] = []
-        twin = skeleton(root)
-        for path in paths:
-            hook = self._hook(path, path == paths[0])
-            block = twin.get_submodule(path)
-            block.register_forward_pre_hook(hook, with_kwargs=True)
+        self._root = root
+        self._batches = batches
+        self._seen = block_calls(root, paths, batches)
+        self._learned: dict[str, nn.Module] = {}
+        self._exact: Sequence[Tensor] = ()
+        self._quantized: Sequence[Tensor] = ()
+
+    def task(self, path: str) -> Task | None:
+        """Return what a block is to learn; None for one that no batch reaches."""
+        own = self._seen.pop(path)
+        if not own.calls:
+            return None
+        calls: Sequence[BlockCall] = own.calls
+        exact, quantized = self._exact, self._quantized
+        if not own.follows:
+            own = self._watched(self._root, path)
+            exact, quantized, calls = own.hidden, own.hidden, own.calls
+            if self._learned:
+                calls, quantized = self._of_quantized(path, own)
+        block = self._root.get_submodule(path)
         with torch.no_grad():
-            for args, kwargs in calls:
-                twin(*args, **kwargs)
+            pairs = zip(own.calls, exact, strict=True)
+            targets = [call(block, hidden) for call, hidden in pairs]
+        return Task(calls, quantized, targets)
 
-    def _hook(self, path: str, is_first: bool) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not args:
-                raise SchemeError(
-                    f"block {path!r} is called without a positional hidden state and cannot be "
-                    "reconstructed by itself"
-                )
-            if is_first:
-                self.hidden.append(args[0].detach())
-            # A cache would remember one block's keys for the next call.
-            others = {k: None if "past_key" in k else v for k, v in kwargs.items()}
-            self.rest[path].append((args[1:], others))
+    def _watched(self, model: nn.Module, path: str) -> BlockCalls:
+        return block_calls(model, [path], self._batches)[path]
 
-        return hook
+    def _of_quantized(
+        self, path: str, exact: BlockCalls
+    ) -> tuple[Sequence[BlockCall], Sequence[Tensor]]:
+        """Return a block's calls and hidden states in the quantized model.
 
+        Where it is called otherwise there (routed tokens), the float model's are all there is.
+        """
+        model = skeleton(self._root)
+        for before, block in self._learned.items():
+            set_submodule(model, before, block)
+        found = self._watched(model, path)
+        if [h.shape for h in found.hidden] != [h.shape for h in exact.hidden]:
+            found = exact
+        return found.calls, found.hidden
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What one block is to learn.
-
-    Attributes:
-        block: The block with learned layers.
-        inputs: Hidden states that the quantized blocks before it put out.
-        rest: The other arguments of its calls.
-        targets: What the float block makes of the float model's hidden states.
-    """
-
-    block: nn.Module
-    inputs: Sequence[Tensor]
-    rest: Sequence[Call]
-    targets: Sequence[Tensor]
-
-    def output(self, index: int) -> Tensor:
-        """Return what the block puts out for one batch."""
-        return _output(self.block, self.inputs[index], self.rest[index])
-
-    @torch.no_grad()
-    def outputs(self) -> list[Tensor]:
-        """Return what the block puts out for all batches."""
-        return list(_outputs(self.block, self.inputs, self.rest))
-
-    def cost(self) -> float:
-        """Return the squared error of the block's outputs, over all batches."""
-        total = 0.0
-        outputs = _outputs(self.block, self.inputs, self.rest)
-        for y, target in zip(outputs, self.targets, strict=True):
-            error = y.float() - target.float()
-            total += float((error**2).sum())
-        return total
-
-    def power(self) -> float:
-        """Return the mean square of the targets."""
-        squares = [(target.float() ** 2).mean() for target in self.targets]
-        return float(torch.stack(squares).mean())
-
-
-def _output(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    args, kwargs = call
-    result = block(hidden, *args, **kwargs)
-    return next(tensors_in(result))
-
-
-def _outputs(
-    block: nn.Module, inputs: Sequence[Tensor], rest: Sequence[Call]
-) -> Iterator[Tensor]:
-    for hidden, call in zip(inputs, rest, strict=True):
-        yield _output(block, hidden, call)
-
-
-def _descend(
-    task: _Task, modules: Sequence[LearnedLinear], settings: Reconstruction
-) -> None:
-    """Move offsets and scales down the squared error of the block's output."""
-    offsets = {"params": [m.offset for m in modules], "lr": settings.rate}
-    groups = [offsets, *scale_groups(modules, settings.scale_rate)]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: 1.0 - i / settings.iterations
-    )
-    generator = torch.Generator().manual_seed(settings.seed)
-    power = max(task.power(), _TINY)
-    for _ in range(settings.iterations):
-        index = int(torch.randint(len(task.inputs), (1,), generator=generator))
-        is_half = settings.half and task.inputs[index].device.type == "cpu"
-        with torch.enable_grad():
-            with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
-                y = task.output(index)
-            error = y.float() - task.targets[index].float()
-            loss = (error**2).mean() / power
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+    def take(
+        self, path: str, block: nn.Module, task: Task, outputs: Sequence[Tensor]
+    ) -> None:
+        """Take in a block that has learned, and what it puts out."""
+        self._learned[path] = block
+        self._exact = task.targets
+        self._quantized = outputs

@@ -20,7 +20,9 @@ class RoundToGrid(torch.autograd.Function):
     """w_q = s (clip(round(w / s + v) + z, qmin, qmax) - z) with straight-through gradients.
 
     dw_q/dw = dw_q/dv / s = 1 inside the range and 0 outside; dw_q/ds = q - z - w / s inside and q
-    - z outside (Esser et al. 2020, "Learned Step Size Quantization", eq. 3, with a zero point).
+    - z outside (Esser et al. 2020, "Learned Step Size Quantization", eq. 3, with a zero point);
+    dw_q/dz = 0 inside and -s outside, where the code stays and the zero moves (Bhalgat et al. 2020,
+    "LSQ+", whose offset is -s z).
     """
 
     @staticmethod
@@ -53,7 +55,7 @@ class RoundToGrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of values, offsets and scale."""
+        """Return the gradients of values, offsets, scale and zero point."""
         ratio, units, inside, scale = ctx.saved_tensors
         passed = grad * inside
         to_scale = None
@@ -61,7 +63,10 @@ class RoundToGrid(torch.autograd.Function):
             to_scale = (grad * units - passed * ratio).sum_to_size(scale.shape)
         to_values = passed if ctx.needs_input_grad[0] else None
         to_offsets = passed * scale if ctx.needs_input_grad[1] else None
-        return to_values, to_offsets, to_scale, None, None, None
+        to_zero = None
+        if ctx.needs_input_grad[3]:
+            to_zero = ((passed - grad) * scale).sum_to_size(scale.shape)
+        return to_values, to_offsets, to_scale, to_zero, None, None
 
 
 def round_to_grid(
@@ -73,11 +78,6 @@ def round_to_grid(
     return apply(w, v, scale, zero, low, high)
 
 
-def grouped(matrix: Tensor, scale: Tensor) -> Tensor:
-    """View a matrix (rows, features) so that its scale broadcasts against it.
-
-    The scale gets one more axis at its end.
-    """
-    if scale.ndim == 2:
-        return matrix.view(matrix.shape[0], scale.shape[1], -1)
-    return matrix
+def nearest_passed(x: Tensor) -> Tensor:
+    """Return ``x`` rounded, with the gradient of ``x``."""
+    return x + (torch.round(x) - x).detach()

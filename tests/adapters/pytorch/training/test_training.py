@@ -21,6 +21,7 @@ from octavo.core.opening.rules import Rule
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import PartChoice
 from tests.helpers import as_opened, torch_session
 
 
@@ -274,15 +275,27 @@ def test_only_the_named_ops_get_an_update() -> None:
 
 
 @pytest.mark.parametrize("learn", ["reconstruct", "distill"])
-def test_what_learns_says_that_it_comes_before_rescaling(learn: str) -> None:
-    torch.manual_seed(0)
-    model, batch = nn.Sequential(nn.Linear(32, 32)), (torch.randn(4, 32),)
-    session, _, parameters = prepared(model, [batch], TWO_BITS)
-    groups = [g for g in session.describe().groups if g.kind == "rescale"]
-    factors = {g.name: torch.full((g.channels,), 2.0) for g in groups}
-    training = session.rescale(factors).training()
-    with pytest.raises(SchemeError, match="before rescaling"):
-        getattr(training, learn)(parameters, [batch])
+def test_what_is_learned_after_a_transform_is_of_the_layers_that_it_left(
+    learn: str,
+) -> None:
+    model, batches = stack()
+    opened = as_opened(torch_session(model, batches[0]))
+    turned = (PartChoice(kind="hadamard"),)
+    rules = [TWO_BITS, Rule(ops="head", keep="float")]
+    space = build_space(opened, rules, transforms=turned)
+    realizer = Realizer(opened, space, PluginHost(third_party=False))
+    realizer.calibrate(batches)
+    schemes = space.recipe(space.first()).schemes
+    recipe = Recipe(schemes, turned, "torch")
+    session = realizer.session(turned)
+    assert isinstance(session, TorchSession)
+    # Layers behind a residual turn their input themselves.
+    assert session.capture.factors
+    start = realizer.parameters(recipe)
+    learned = getattr(session.training(), learn)(start, batches)
+    assert error(session, recipe, learned, batches) < 0.95 * error(
+        session, recipe, start, batches
+    )
 
 
 def test_updates_go_over_candidates_of_torch() -> None:
