@@ -55,13 +55,15 @@ class Method:
     """One row of the table.
 
     Attributes:
-        algorithm: The weight algorithm with its settings.
+        algorithm: The weight algorithm with its settings; a list is a chain.
         transforms: Applied first, in order.
         recovery: Learned after it, in order.
         formats: Where it goes.
     """
 
-    algorithm: dict[str, Any] = field(default_factory=lambda: {"kind": "rtn"})
+    algorithm: dict[str, Any] | list[dict[str, Any]] = field(
+        default_factory=lambda: {"kind": "rtn"}
+    )
     transforms: tuple[dict[str, Any], ...] = ()
     recovery: tuple[dict[str, Any], ...] = ()
     formats: Sequence[str] = tuple(FORMATS)
@@ -76,6 +78,9 @@ METHODS: Mapping[str, Method] = {
     "awq, clip alone": Method({"kind": "awq"}),
     "gptq": Method(GPTQ),
     "gptq, act-order": Method({"kind": "gptq", "act_order": True}),
+    "gptq, low-rank 8": Method([GPTQ, {"kind": "low_rank", "rank": 8}]),
+    "gptq, low-rank 16": Method([GPTQ, {"kind": "low_rank", "rank": 16}]),
+    "lqer, rank 16": Method({"kind": "low_rank", "rank": 16, "source": "weights"}),
     "adaround": Method({"kind": "adaround"}, formats=INTEGERS),
     "autoround": Method({"kind": "autoround"}, formats=INTEGERS),
     "autoround-block": Method(recovery=(BLOCKS,), formats=INTEGERS),

@@ -36,9 +36,9 @@ class LowRankRepairConfig(WeightConfig):
     source: Literal["gram", "diagonal", "weights"] = "gram"
 
     def needs(self, card: frozenset[str]) -> frozenset[str]:
-        """Weights alone need no Gram matrix."""
-        needed = super().needs(card)
-        return needed - {"gram"} if self.source == "weights" else needed
+        """Return what the source is made of: weights alone need nothing of calibration."""
+        of_source = {"gram": card, "diagonal": frozenset({"channel_square"})}
+        return super().needs(of_source.get(self.source, frozenset()))
 
 
 class LowRankRepair(WeightAlgorithm):
@@ -71,11 +71,15 @@ class LowRankRepair(WeightAlgorithm):
         return replace(start, repair=narrowed(exact, self.config.dtype))
 
     def _gram(self, context: WeightContext) -> Array | None:
+        """Return G; None where all inputs weigh alike."""
         if self.config.source == "weights":
             return None
-        gram = context.require_gram("low_rank")
         if self.config.source == "gram":
-            return gram
-        xp = array_namespace(gram)
-        eye = xp.eye(gram.shape[0], dtype=gram.dtype, device=device(gram))
-        return gram * eye
+            return context.require_gram("low_rank")
+        square = context.channel_square
+        if square is None:
+            gram = context.require_gram("low_rank")
+            square = array_namespace(gram).linalg.diagonal(gram)
+        xp = array_namespace(square)
+        eye = xp.eye(square.shape[0], dtype=square.dtype, device=device(square))
+        return eye * square[None, :]

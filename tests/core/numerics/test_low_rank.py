@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from octavo.core.calibration.features import FEATURE_OBSERVERS
+from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.errors import ConfigError, SchemeError
 from octavo.core.numerics.low_rank import least_error_factors, narrowed
@@ -16,7 +19,11 @@ from octavo.core.quantizing.algorithms.low_rank import (
     LowRankRepairConfig,
 )
 from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
-from octavo.core.values.scheme import QuantSpec
+from octavo.core.quantizing.bias import correct_bias
+from octavo.core.quantizing.input_features import feature_probes
+from octavo.core.values.graph import Op, Weight
+from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
+from octavo.core.values.sizes import scheme_bytes
 from tests.arrays import each_kind
 
 SHAPES = [(20, 33), (50, 17), (32, 32)]
@@ -156,6 +163,62 @@ def test_packing_keeps_the_repair(dtype: str) -> None:
     assert made.repair.nbytes == width * 2 * (20 + 33)
 
 
+def test_a_repair_of_a_weight_that_is_stored_with_inputs_first() -> None:
+    weight, gram = problem(20, 33)
+    made = repaired(weight, gram, rank=3)
+    assert made.repair is not None
+    params = replace(made.params, axis=1)
+    turned = QuantizedTensor(
+        np.ascontiguousarray(made.codes.T), params, None, replace(made.repair, axis=1)
+    )
+    np.testing.assert_array_equal(turned.dequantize(), made.dequantize().T)
+
+
+@pytest.mark.parametrize("stored", [0, 1])
+def test_a_corrected_bias_makes_up_for_what_the_repair_left(stored: int) -> None:
+    weight, gram = problem(20, 33)
+    made = repaired(weight, gram, rank=3, dtype="float32")
+    assert made.repair is not None
+    inputs = np.random.default_rng(1).normal(1, 1, size=(40, 33)).astype(np.float32)
+    if stored:
+        params, repair = replace(made.params, axis=1), replace(made.repair, axis=1)
+        made = QuantizedTensor(made.codes.T, params, None, repair)
+        weight = weight.T
+    held = Weight("w", weight.shape, channel_axis=stored)
+    op = Op("layer", "linear", ("x",), ("y",), held, bias="b")
+    statistics = Statistics(
+        feature_probes(op, ("channel_mean",)),
+        lambda p: FEATURE_OBSERVERS[p.calibrator.kind](p.rows),
+    )
+    statistics.update("x", inputs)
+    fixed = correct_bias(op, weight, np.zeros(20, np.float32), made, statistics)
+    error = weight - made.dequantize()
+    matrix = error.T if stored else error
+    np.testing.assert_allclose(fixed, matrix @ inputs.mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(20, 33), (3, 8)])
+def test_the_bytes_that_a_scheme_foresees(shape: tuple[int, int]) -> None:
+    scheme = OpScheme(mode="weight_only", weight=SPEC)
+    plain = scheme_bytes(scheme, shape)
+    for options, rank, width in (
+        ({}, 16, 2),
+        ({"rank": 5}, 5, 2),
+        ({"rank": 5, "dtype": "float32"}, 5, 4),
+        ({"rank": 5, "dtype": "bfloat16"}, 5, 2),
+    ):
+        step = PartChoice.model_validate({"kind": "low_rank", **options})
+        for chained in (
+            scheme.variant(refined_by=(step,)),
+            scheme.variant(algorithm=step),
+        ):
+            own = scheme_bytes(chained, shape) - plain
+            assert own == min(rank, *shape) * sum(shape) * width
+    step = PartChoice(kind="low_rank", options=(("rank", 0),))
+    with pytest.raises(SchemeError, match="rank of at least 1"):
+        scheme_bytes(scheme.variant(refined_by=(step,)), shape)
+
+
 def test_the_sources_weigh_as_they_say() -> None:
     weight, gram = problem(20, 33)
     by_source = {
@@ -168,7 +231,13 @@ def test_the_sources_weigh_as_they_say() -> None:
     others = [by_source["gram"], by_source["weights"]]
     own = np.diag(np.diag(gram))
     assert all(alone < loss(weight - t.dequantize(), own) for t in others)
-    needed = LowRankRepairConfig(source="weights").needs(frozenset({"gram"}))
-    assert needed == frozenset()
+    card = frozenset({"gram"})
+    needed = {s: LowRankRepairConfig(source=s).needs(card) for s in by_source}
+    assert needed == {"gram": card, "diagonal": {"channel_square"}, "weights": set()}
+    squares = WeightContext(channel_square=np.diag(gram) / 200, count=200)
+    settings = LowRankRepairConfig(rank=4, source="diagonal", dtype="float32")
+    again = LowRankRepair(settings).quantize(weight, SPEC, squares)
+    wanted = by_source["diagonal"].dequantize()
+    np.testing.assert_allclose(again.dequantize(), wanted, atol=1e-4)
     with pytest.raises(SchemeError, match="Gram matrix"):
         LowRankRepair(LowRankRepairConfig()).quantize(weight, SPEC, WeightContext())
