@@ -69,7 +69,9 @@ class Method:
     formats: Sequence[str] = tuple(FORMATS)
 
 
+AWQ = {"kind": "awq"}
 GPTQ = {"kind": "gptq"}
+AUTOROUND = {"kind": "autoround"}
 BLOCKS = {"kind": "reconstruction"}
 METHODS: Mapping[str, Method] = {
     "rtn": Method(),
@@ -85,6 +87,15 @@ METHODS: Mapping[str, Method] = {
     "autoround": Method({"kind": "autoround"}, formats=INTEGERS),
     "autoround-block": Method(recovery=(BLOCKS,), formats=INTEGERS),
     "gptq, autoround-block": Method(GPTQ, recovery=(BLOCKS,), formats=INTEGERS),
+    "awq > gptq": Method([AWQ, GPTQ]),
+    "scale estimation > gptq": Method([{"kind": "scale_estimation"}, GPTQ]),
+    "importance > gptq": Method([{"kind": "importance"}, GPTQ]),
+    "hqq > gptq": Method([{"kind": "hqq"}, GPTQ]),
+    "awq > autoround": Method([AWQ, AUTOROUND], formats=INTEGERS),
+    "gptq > autoround": Method([GPTQ, AUTOROUND], formats=INTEGERS),
+    "awq > gptq > autoround": Method([AWQ, GPTQ, AUTOROUND], formats=INTEGERS),
+    "gptq > low_rank": Method([GPTQ, {"kind": "low_rank", "rank": 8}]),
+    "awq > gptq, awq scales": Method([AWQ, GPTQ], ({"kind": "awq"},)),
     "distill": Method(recovery=({"kind": "distillation"},), formats=INTEGERS),
     "gptq, distill": Method(
         GPTQ, recovery=({"kind": "distillation"},), formats=INTEGERS
@@ -131,7 +142,7 @@ class Bench:
             Rule(ops=self.tied, keep="float"),
         ]
         transforms = tuple(_part(table) for table in method.transforms)
-        space = build_space(self.opened, rules, transforms=transforms, simulated=True)
+        space = build_space(self.opened, rules, require=transforms, simulated=True)
         realizer = Realizer(self.opened, space, self.host)
         realizer.calibrate(self.batches)
         chosen = space.recipe(space.first())

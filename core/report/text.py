@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.sampling import Sampling
+from octavo.core.values.scheme import in_order
 from octavo.core.values.trial import Measurement, Trial
 
 _FIGURES = 3
@@ -160,6 +161,12 @@ def bits(trial: Trial) -> str:
     """Return how many ops a trial quantized, by mode, and what was learned after it:
     ``9 static, 1 float, then qat``."""
     return ", ".join(filter(None, (counts(trial.ledger), learned(trial.recipe))))
+
+
+def transformed(recipe: Recipe) -> str:
+    """Return what a recipe did before quantization: ``after smoothquant -> hadamard``; ''."""
+    order = in_order(recipe.transforms)
+    return f"after {order}" if order else ""
 
 
 def learned(recipe: Recipe) -> str:

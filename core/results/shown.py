@@ -25,6 +25,7 @@ from octavo.core.report.trial_tables import worse_than_float
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView
 from octavo.core.values.ledger import Applied
+from octavo.core.values.scheme import in_order
 from octavo.core.values.trial import Trial
 
 from .ledger import Ledger
@@ -114,8 +115,10 @@ _SCHEMES = 4
 
 def of_quantized(found: Shown) -> str:
     """Return a quantized model in some six lines."""
+    order = in_order(found.candidate.recipe.transforms)
     lines = [
         ("ops", text.counts(found.candidate.ledger)),
+        *([("transforms", order)] if order else []),
         ("schemes", schemes(found.candidate.ledger)),
         ("weights", _short(found.coverage.summary())),
         *_notes(found),
@@ -171,7 +174,8 @@ def _best(best: Trial) -> str:
     if not best.number:
         return f"the float model on {best.recipe.backend}"
     worse = worse_than_float(best)
-    told = f"trial {best.number} on {best.recipe.backend}: {schemes(best.ledger)}"
+    what = f"{schemes(best.ledger)} {text.transformed(best.recipe)}".rstrip()
+    told = f"trial {best.number} on {best.recipe.backend}: {what}"
     return f"{told}; {worse}" if worse else told
 
 
@@ -230,7 +234,8 @@ def quantized_summary(found: Shown, width: int) -> str:
 
 
 def _quantized_parts(found: Shown) -> Iterator[TextTable | Text]:
-    yield Text(f"Quantized on {found.candidate.recipe.backend}")
+    recipe = found.candidate.recipe
+    yield Text(f"Quantized on {recipe.backend} {text.transformed(recipe)}".rstrip())
     yield found.ledger.by_type()
     legend = found.ledger.legend()
     if legend is not None:
@@ -271,11 +276,13 @@ def html_of_result(found: ShownRun) -> str:
 def html_of_quantized(found: Shown) -> str:
     """Return a quantized model for a notebook."""
     ledger = found.candidate.ledger
-    backend = found.candidate.recipe.backend
+    recipe = found.candidate.recipe
+    backend = recipe.backend
+    told = f"{text.counts(ledger)} {text.transformed(recipe)}".rstrip()
     kept = 100 * found.coverage.kept / max(1, found.coverage.total)
     weights = f"{found.coverage.total:,} weights in all"
     shown = [
-        cards.card("quantized on", backend, text.counts(ledger)),
+        cards.card("quantized on", backend, told),
         cards.card("weights in float", f"{kept:.3g} %", weights),
     ]
     table = found.ledger.by_type()._repr_html_()

@@ -75,6 +75,29 @@ def test_a_dry_run_quantizes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_combined_transforms_are_shown_in_their_order(
+    octavo: Command, model: Path, data: Path
+) -> None:
+    Path("both.toml").write_text(
+        'transforms = [["smoothquant", "equalization"]]\n[[rules]]\nmode = "static"\n'
+    )
+    command = ("quantize", model, "--scheme", "both.toml", "--data", data)
+    planned = octavo(*command, "--dry-run")
+    assert "transforms  smoothquant -> equalization" in planned.out
+    octavo(*command, "-o", "both")
+    octavo("quantize", model, "--data", data, "-o", "plain")
+    order = "smoothquant -> equalization"
+    assert f"transforms {order}" in octavo("inspect", "both").out
+    assert order in octavo("compare", "both", "plain").out
+    told = json.loads(octavo("compare", "both", "plain", "--json").out)
+    assert told["a"]["transforms"] == ["smoothquant", "equalization"]
+    assert told["b"]["transforms"] == []
+    Path("several.toml").write_text('transforms = ["smoothquant", "equalization"]\n')
+    ended = octavo("quantize", model, "--scheme", "several.toml", "--data", data)
+    assert ended.code == 2
+    assert '[["smoothquant", "equalization"]]' in ended.err
+
+
 def test_check_holds_a_result_against_its_record(
     octavo: Command, model: Path, data: Path, tuned: Path
 ) -> None:
@@ -134,5 +157,6 @@ def test_a_dry_run_does_nothing_and_says_what_it_would(
     assert told["max_trials"] == 2
     assert told["minimise"] == ["size", "latency"]
     assert told["backends"][0]["ops"] == 2
+    assert [] in told["backends"][0]["transforms"]
     assert sorted(tmp_path.rglob("*")) == before
     assert "at most 2 evaluations" in octavo(*command).out

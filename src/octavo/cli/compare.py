@@ -27,7 +27,7 @@ from octavo.core.scoring.objectives.config import LatencyConfig
 from octavo.core.scoring.objectives.latency import Latency
 from octavo.core.values.calls import Batch, plainest
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import FLOAT, OpScheme
+from octavo.core.values.scheme import FLOAT, OpScheme, in_order
 from octavo.core.values.trial import Measurement, Trial
 
 from .console import out, show_json
@@ -144,15 +144,27 @@ class Side:
         return self.best.objectives.get("latency") if self.best else None
 
     @cached_property
+    def recipe(self) -> Recipe | None:
+        """What it was made by; None for a model."""
+        if self.best is not None:
+            return self.best.recipe
+        if "recipe" in self.manifest:
+            return Recipe.from_json(self.manifest["recipe"])
+        return None
+
+    @property
+    def transforms(self) -> str:
+        """Its model-wide transforms in their order; '' for none."""
+        return in_order(self.recipe.transforms) if self.recipe else ""
+
+    @cached_property
     def schemes(self) -> Mapping[str, OpScheme]:
         """Op -> what it takes, of those that are not float."""
         if self.best is not None:
             lines = self.best.ledger.items()
             taken = {op: line.applied for op, line in lines}
-        elif "recipe" in self.manifest:
-            taken = dict(Recipe.from_json(self.manifest["recipe"]).schemes)
         else:
-            taken = {}
+            taken = dict(self.recipe.schemes) if self.recipe is not None else {}
         return {op: scheme for op, scheme in taken.items() if not scheme.is_float}
 
     def score(self) -> tuple[str, float] | None:
@@ -287,6 +299,8 @@ class Comparison:
             rows.append((f"latency now, {self.timed.samples} samples", *now))
         quantized = (str(len(a.schemes)), str(len(b.schemes)))
         rows.append(("quantized ops", *quantized))
+        if a.transforms or b.transforms:
+            rows.append(("transforms", a.transforms or "none", b.transforms or "none"))
         return table(("", "A", "B"), rows)
 
 
@@ -302,6 +316,9 @@ def _side_facts(side: Side) -> dict[str, Any]:
         "bytes": side.bytes,
         "latency": latency,
         "quantized_ops": len(side.schemes),
+        "transforms": []
+        if side.recipe is None
+        else list(map(str, side.recipe.transforms)),
     }
 
 

@@ -15,6 +15,7 @@ from octavo.core.opening.opening import plugin_host
 from octavo.core.system.clock import Clock
 from octavo.core.tuning.asked import read_asked
 from octavo.core.tuning.ground import Ground, open_ground
+from octavo.core.values.scheme import in_order
 from octavo.core.values.space import TuningSpace, breadth
 
 from .console import out, show_json
@@ -84,6 +85,7 @@ def plan_of_tune(job: Job) -> Plan:
         ("model", job.name),
         ("data", job.scored.sources),
         ("space", breadth(spaces)),
+        ("transforms", alternatives_in_words(spaces)),
         ("strategy", asked.strategy.kind),
         ("minimise", ", then ".join(asked.objectives)),
         ("limits", limits),
@@ -97,7 +99,21 @@ def plan_of_tune(job: Job) -> Plan:
 def _space_facts(space: TuningSpace) -> dict[str, Any]:
     ops = sum(len(unit.ops) for unit in space.tunable)
     choices = max((len(unit.choices) for unit in space.tunable), default=0)
-    return {"backend": space.backend, "ops": ops, "most_choices": choices}
+    return {
+        "backend": space.backend,
+        "ops": ops,
+        "most_choices": choices,
+        "transforms": [list(map(str, chain)) for chain in space.transforms],
+    }
+
+
+def alternatives_in_words(spaces: Sequence[TuningSpace]) -> str:
+    """Return which transforms are compared: ``none; smoothquant -> hadamard; awq``."""
+    told = []
+    for space in spaces:
+        every = "; ".join(in_order(chain) or "none" for chain in space.transforms)
+        told.append(f"{space.backend}: {every}" if len(spaces) > 1 else every)
+    return " | ".join(told)
 
 
 def _notes(ground: Ground) -> Iterator[str]:

@@ -22,6 +22,8 @@ from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView, Op
 from octavo.core.values.ledger import Applied
+from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import in_order
 
 from .console import out, show_json
 from .face.options import INPUT, AsJson, FloatModel, argument, option
@@ -198,8 +200,15 @@ def _file(path: Path, saved: Candidate, as_json: bool) -> None:
         return
     console = out()
     _print_ledger(console, saved.ledger)
+    _print_transforms(console, recipe)
     told_of_it = f"backend {recipe.backend}, {text.size(size)}, recipe {recipe.digest}"
     console.print(told_of_it, soft_wrap=True)
+
+
+def _print_transforms(console: Console, recipe: Recipe) -> None:
+    """Print the model-wide transforms in their order, where there are any."""
+    if recipe.transforms:
+        console.print(f"transforms {in_order(recipe.transforms)}", soft_wrap=True)
 
 
 def _print_ledger(console: Console, ledger: Mapping[str, Applied]) -> None:
@@ -224,6 +233,7 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     coverage = Coverage.from_json(manifest.get("coverage") or {})
     if coverage.total:
         console.print(float_weights(coverage))
+    _print_transforms(console, candidate.recipe)
     console.print(
         f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo "
         f"{manifest['octavo']}",

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from octavo.core.contract.objective import Subject
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.opening.alternatives import only_one
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.grammar.named import NamedScheme
 from octavo.core.opening.opening import open_all
@@ -24,6 +25,7 @@ from octavo.core.report.summary import float_weights
 from octavo.core.results.comparing import Comparison
 from octavo.core.results.result import Quantized
 from octavo.core.results.saved_recipes import Scheme
+from octavo.core.values.scheme import in_order
 from octavo.core.values.space import breadth
 
 from .dry_run import Plan
@@ -164,15 +166,24 @@ def plan_of_quantize(
     settings = asked if isinstance(asked, TuningConfig) else TuningConfig()
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))
+    only_one("transforms", settings.combinations)
     host = PluginHost()
     with ExitStack() as stack:
         opened, _, _ = open_all(model, batches, settings, host, stack, need_data=False)
-        space = build_space(opened[-1], settings.rules, simulated=settings.simulated)
+        space = build_space(
+            opened[-1],
+            settings.rules,
+            transforms=settings.combinations,
+            require=settings.require,
+            simulated=settings.simulated,
+        )
     label = "the rules of a configuration" if isinstance(asked, TuningConfig) else given
     ops = sum(len(unit.ops) for unit in space.tunable)
     notes = space.notes
+    applied = space.transforms[-1]
     if isinstance(asked, NamedScheme):
         taking = preset_recipe(asked, space, opened[-1], host)
+        applied = taking.transforms
         notes = (*notes, *asked.remarks, f"{len(taking)} of {ops} ops take {given}")
     facts = {
         "dry_run": True,
@@ -180,6 +191,7 @@ def plan_of_quantize(
         "backend": space.backend,
         "scheme": label,
         "ops": ops,
+        "transforms": list(map(str, applied)),
         "folder": str(target),
         "notes": list(notes),
         "exit_code": DONE,
@@ -190,6 +202,7 @@ def plan_of_quantize(
         ("backend", space.backend),
         ("scheme", label),
         ("space", breadth([space])),
+        ("transforms", in_order(applied) or "none"),
         (
             "phases",
             "opening, calibration, quantizing" if calibrates else "opening, quantizing",

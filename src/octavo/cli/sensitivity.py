@@ -126,7 +126,12 @@ def sensitivity(
             stack,
         )
         target = opened[-1]
-        space = build_space(target, settings.rules, simulated=settings.simulated)
+        space = build_space(
+            target,
+            settings.rules,
+            require=settings.require,
+            simulated=settings.simulated,
+        )
         if not space.tunable:
             raise ModelError(
                 f"{model} has nothing to quantize on {target.name}; see octavo capabilities {model}"
