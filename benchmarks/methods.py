@@ -94,7 +94,6 @@ METHODS: Mapping[str, Method] = {
     "awq > autoround": Method([AWQ, AUTOROUND], formats=INTEGERS),
     "gptq > autoround": Method([GPTQ, AUTOROUND], formats=INTEGERS),
     "awq > gptq > autoround": Method([AWQ, GPTQ, AUTOROUND], formats=INTEGERS),
-    "gptq > low_rank": Method([GPTQ, {"kind": "low_rank", "rank": 8}]),
     "awq > gptq, awq scales": Method([AWQ, GPTQ], ({"kind": "awq"},)),
     "distill": Method(recovery=({"kind": "distillation"},), formats=INTEGERS),
     "gptq, distill": Method(
