@@ -196,7 +196,7 @@ def _layer_at(root: nn.Module, path: str) -> TrainedLayer:
 def _float_tensors(trained: nn.Module, root: nn.Module) -> dict[str, torch.Tensor]:
     """Return the trained tensors of what stays float, by their first name in the float model."""
     of_layers: list[str] = []
-    for path, module in trained.named_modules():
+    for path, module in trained.named_modules(remove_duplicate=False):
         if isinstance(module, TrainedLayer):
             of_layers.append(f"{path}." if path else "")
     first = aliases(root)

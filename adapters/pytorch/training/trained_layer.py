@@ -54,7 +54,9 @@ def scaled_gradient(x: Tensor, factor: float) -> Tensor:
 
     LSQ's balance between a step size and the values that it serves (section 2.2).
     """
-    return (x - x * factor).detach() + x * factor
+    scaled = x * factor
+    # Its value is that of x to the last bit: what is converted rounds by that.
+    return x.detach() + (scaled - scaled.detach())
 
 
 def positive(step: Tensor) -> Tensor:
@@ -65,6 +67,30 @@ def positive(step: Tensor) -> Tensor:
     """
     size = torch.where(step < 0, -step, step)
     return size + (size.clamp_min(_TINY) - size).detach()
+
+
+def learned_step(v: Tensor, step: Tensor, zero: Tensor, spec: QuantSpec) -> Tensor:
+    """Return values on their grid, with gradients of the values and of the step.
+
+    LSQ's eqs. 1 to 3: v^ = s clip(round(v / s), -Qn, Qp). dv^/dv is 1 where -Qn < v / s < Qp, and 0
+    elsewhere; dv^/ds is round(v / s) - v / s there, and the end of the range elsewhere. A zero
+    point moves both ends: -Qn = qmin - z and Qp = qmax - z (Bhalgat et al. 2020, "LSQ+").
+
+    Args:
+        v: Values.
+        step: s, positive; broadcasts against ``v``.
+        zero: z, likewise.
+        spec: Its dtype has the range.
+    """
+    low, high = integer_range(spec)
+    bottom, top = low - zero, high - zero
+    ratio = v / step
+    # At an end of the range and beyond it a value is that end, whatever v and s are.
+    at_end = torch.minimum(torch.maximum(ratio, bottom), top).detach()
+    is_inside = (ratio > bottom) & (ratio < top)
+    clipped = torch.where(is_inside, ratio, at_end)
+    rounded = clipped + (torch.round(clipped) - clipped).detach()
+    return rounded * step
 
 
 class TrainedLayer(nn.Module):
@@ -143,7 +169,7 @@ class TrainedLayer(nn.Module):
         served = self.weight.numel() / self.step.numel()
         factor = (served * positive_levels(self.spec)) ** -0.5
         step = scaled_gradient(positive(self.step), factor)
-        on_grid = partial(round_to_grid, spec=self.spec)
+        on_grid = partial(learned_step, spec=self.spec)
         return self._spread(on_grid, self.weight.float(), step, self.zero)
 
     def _spread(
@@ -163,7 +189,7 @@ class TrainedLayer(nn.Module):
             self._look(values, spec)
         factor = (_features(x) * positive_levels(spec)) ** -0.5
         step = scaled_gradient(positive(self.input_scale), factor)
-        return round_to_grid(values, step, self.input_zero, spec).to(x.dtype)
+        return learned_step(values, step, self.input_zero, spec).to(x.dtype)
 
     def start_as_paper(self) -> None:
         """Let the weight's steps begin at 2 <|w|> / sqrt(Qp), where its grid is symmetric."""
