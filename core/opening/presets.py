@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import SchemeError
+from octavo.core.system.log import remark
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import TuningSpace
@@ -65,6 +66,8 @@ def preset_recipe(
             f"scheme {str(scheme)!r}: {unrepaired}, and no op of this model takes one; leave "
             "low-rank out, or take a weight-only format"
         )
+    if unrepaired:
+        remark(f"{unrepaired}: quantized without", "quantizing")
     if scheme.format.mode != "float" and not _is_carried_out(chosen, space):
         raise SchemeError(_why_none(scheme, space, opened))
     made = space.recipe(chosen, scheme.transforms)

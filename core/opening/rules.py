@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice
 
 from .alternatives import Alternative, AlternativeTable, Chain, PartTable
+from .grammar.named import NamedScheme
+from .grammar.written import read
 from .specs import SpecRule, listed
 
-SETTINGS = ("mode", "weight", "input", "algorithm", "calibrator")
+SETTINGS = ("scheme", "mode", "weight", "input", "algorithm", "calibrator")
 """What a rule may say of the ops that it names."""
 
-LIFTS = ("mode", "weight")
+LIFTS = ("scheme", "mode", "weight")
 """What says that ops are quantized after all.
 
 An algorithm or a calibrator says how, of those that are.
@@ -33,7 +42,10 @@ class Rule(Frozen):
         ops: Names or patterns (``encoder.layer.0.*``); None for any.
         types: Op types (``linear``, ``conv``); None for any.
         backends: Only for these backends; None for any.
-        keep: ``float`` leaves the ops alone, until a later rule says mode, weight or keep.
+        keep: ``float`` leaves the ops alone, until a later rule says scheme, mode, weight or
+            keep.
+        scheme: A scheme by name, ``format[+method...]``: it says mode, weight, input, algorithm and
+            calibrator at once. Ops that cannot take the format stay in float, and a note says so.
         mode: Allowed modes.
         weight: Allowed weight specs.
         input: Allowed input specs.
@@ -46,6 +58,7 @@ class Rule(Frozen):
     types: tuple[str, ...] | None = None
     backends: tuple[str, ...] | None = None
     keep: Literal["float"] | None = None
+    scheme: str | None = None
     mode: tuple[Mode, ...] | None = None
     weight: SpecRule | None = None
     input: SpecRule | None = None
@@ -60,6 +73,34 @@ class Rule(Frozen):
                 "be dropped: write two rules, or leave one of them out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_scheme_says_it_all(self) -> Rule:
+        beside = [name for name in self.said if name != "scheme"]
+        if self.scheme is not None and beside:
+            raise ValueError(
+                f"scheme = {self.scheme!r} says mode, weight, input, algorithm and calibrator, and "
+                f"here {', '.join(beside)} would say it again: leave one of them out, or write a "
+                "later rule"
+            )
+        return self
+
+    @field_validator("scheme")
+    @classmethod
+    def _scheme_can_be_read(cls, value: str | None) -> str | None:
+        if value is not None:
+            read(value)
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_an_empty_scheme(
+        self, handler: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        # Rules are compared with those of runs from before there were names.
+        if found.get("scheme") is None:
+            found.pop("scheme", None)
+        return found
 
     @field_validator(
         "ops",
@@ -139,6 +180,8 @@ class Allowed:
         input: Allowed input specs.
         algorithm: Weight algorithms to try.
         calibrator: Calibrators to try.
+        by_name: The scheme that says mode, weight and input, where a rule's scheme does: then an op
+            that cannot take it stays in float.
     """
 
     keep_float: bool = False
@@ -147,6 +190,7 @@ class Allowed:
     input: SpecRule | None = None
     algorithm: tuple[PartChoice | Chain, ...] | None = None
     calibrator: tuple[PartChoice, ...] | None = None
+    by_name: str = ""
 
     @property
     def restricts(self) -> bool:
@@ -163,13 +207,30 @@ class Allowed:
         return True
 
 
-def merged(op: Op, backend: str, rules: Iterable[Rule]) -> Allowed:
-    """Return what the rules say of an op: the later rule wins, field by field."""
+def merged(
+    op: Op,
+    backend: str,
+    rules: Iterable[Rule],
+    named: Mapping[str, NamedScheme] = MappingProxyType({}),
+) -> Allowed:
+    """Return what the rules say of an op: the later rule wins, field by field.
+
+    Args:
+        op: The op.
+        backend: Where it would run.
+        rules: In order.
+        named: A rule's scheme as it is written -> what it stands for.
+    """
     found = Allowed()
     for rule in rules:
         if rule.matches(op, backend):
             keeps = rule.keep is not None or (found.keep_float and not rule.lifts)
-            found = replace(found, keep_float=keeps, **rule.said)
+            said = rule.said
+            if rule.scheme is not None:
+                said = {**named[rule.scheme].said(op.type), "by_name": rule.scheme}
+            elif rule.lifts or rule.input is not None:
+                said = {**said, "by_name": ""}
+            found = replace(found, keep_float=keeps, **said)
     return found
 
 
@@ -179,7 +240,7 @@ def names_schemes(op: Op, opened: Opened, rules: Iterable[Rule]) -> bool:
     Then the user asked for them.
     """
     matching = (rule for rule in rules if rule.matches(op, opened.name))
-    return any(rule.mode or rule.weight or rule.input for rule in matching)
+    return any(r.scheme or r.mode or r.weight or r.input for r in matching)
 
 
 def rules_without_effect(opened: Opened, rules: Sequence[Rule]) -> list[str]:
@@ -195,6 +256,6 @@ def rules_without_effect(opened: Opened, rules: Sequence[Rule]) -> list[str]:
         elif names and names <= kept and rule.said:
             found.append(
                 f"rule {number} changes nothing: an earlier rule keeps its ops in float, and "
-                f"{', '.join(rule.said)} does not lift that (say mode or weight)"
+                f"{', '.join(rule.said)} does not lift that (say scheme, mode or weight)"
             )
     return found

@@ -8,6 +8,7 @@ from itertools import product
 from types import MappingProxyType
 
 from octavo.core.contract.adapter import Opened
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.quantizing.float_reasons import why_fixed
 from octavo.core.values.graph import Op
@@ -23,7 +24,11 @@ from octavo.core.values.units import find_units
 
 from .alternatives import Chain, as_chain
 from .repairs import repairs_in, with_repairs_that_run
+from .rule_schemes import read_schemes
 from .rules import Allowed, Rule, merged, rules_without_effect
+
+_SHOWN = 3
+"""Ops that a note names; the ledger has them all."""
 
 
 def build_spaces(
@@ -34,6 +39,7 @@ def build_spaces(
     require: Chain = (),
     suggested: Mapping[str, PartChoice] = MappingProxyType({}),
     simulated: bool = False,
+    host: PluginHost | None = None,
 ) -> dict[str, TuningSpace]:
     """Build one space for each backend.
 
@@ -45,6 +51,7 @@ def build_spaces(
         suggested: Op type -> what a strategy would like to compare, where it can be carried out and
             there is something to gain.
         simulated: Also offer schemes that are only simulated.
+        host: Knows the methods that rules' schemes name; None takes those that are installed.
 
     Raises:
         ConfigError: If a rule matches nothing on any backend, or leaves an op nothing that the
@@ -61,6 +68,7 @@ def build_spaces(
             require=require,
             suggested=suggested,
             simulated=simulated,
+            host=host,
         )
         for o in opened
     }
@@ -74,6 +82,7 @@ def build_space(
     require: Chain = (),
     suggested: Mapping[str, PartChoice] = MappingProxyType({}),
     simulated: bool = False,
+    host: PluginHost | None = None,
 ) -> TuningSpace:
     """Build the space of one backend; see :func:`build_spaces`.
 
@@ -81,9 +90,15 @@ def build_space(
         ConfigError: As there, or if low-rank repairs are asked for and no op can take one.
     """
     notes = list(opened.view.notes)
-    offered = {
-        op.name: _choices(op, opened, rules, simulated) for op in opened.view.ops
+    named_schemes = read_schemes(rules, host)
+    allowed = {
+        op.name: merged(op, opened.name, rules, named_schemes) for op in opened.view.ops
     }
+    offered = {
+        op.name: _choices(op, opened, allowed[op.name], simulated)
+        for op in opened.view.ops
+    }
+    notes += _without_their_scheme(opened, allowed, offered)
     choices, why = with_repairs_that_run(opened, offered)
     is_asked = any(map(repairs_in, offered.values()))
     if is_asked and not any(map(repairs_in, choices.values())):
@@ -169,20 +184,20 @@ def _why_no_match(rule: Rule, opened: Sequence[Opened]) -> str:
 
 
 def _choices(
-    op: Op, opened: Opened, rules: Sequence[Rule], simulated: bool
+    op: Op, opened: Opened, allowed: Allowed, simulated: bool
 ) -> tuple[OpScheme, ...]:
     """Return what an op may take, the backend's best first and float last.
 
     Raises:
-        ConfigError: If the rules leave it nothing that the backend can carry out.
+        ConfigError: If the rules leave it nothing that the backend can carry out, and name it by
+            its mode, weight or input.
     """
-    allowed = merged(op, opened.name, rules)
     if allowed.keep_float:
         return (FLOAT,)
     offers = opened.capability.for_op(op, simulated=simulated)
     kept = [s for s in offers if not s.is_float and allowed.admits(s)]
     asks_for_float = allowed.mode == ("float",)
-    offers_something = len(offers) > 1
+    offers_something = len(offers) > 1 and not allowed.by_name
     if allowed.restricts and offers_something and not kept and not asks_for_float:
         shown = "; ".join(str(s) for s in offers)
         raise ConfigError(
@@ -190,6 +205,39 @@ def _choices(
             f"It can: {shown}{_more_simulated(op, opened, allowed)}"
         )
     return (*dict.fromkeys(_with_parts(kept, allowed)), FLOAT)
+
+
+def _without_their_scheme(
+    opened: Opened,
+    allowed: Mapping[str, Allowed],
+    offered: Mapping[str, tuple[OpScheme, ...]],
+) -> Iterator[str]:
+    """Yield, for each scheme by name, which ops of its rules cannot take it.
+
+    Raises:
+        ConfigError: If none can.
+    """
+    asked: dict[str, list[str]] = {}
+    for name, said in allowed.items():
+        can_be_quantized = len(opened.capability.for_op(opened.view.by_name[name])) > 1
+        names_codes = said.mode != ("float",) and not said.keep_float
+        if said.by_name and names_codes and can_be_quantized:
+            asked.setdefault(said.by_name, []).append(name)
+    for scheme, names in asked.items():
+        left = [name for name in names if len(offered[name]) == 1]
+        if len(left) == len(names):
+            op = opened.view.by_name[names[0]]
+            shown = "; ".join(map(str, opened.capability.for_op(op)))
+            raise ConfigError(
+                f"{opened.name} can carry out {scheme!r} for no op that its rule names"
+                f"{_more_simulated(op, opened, allowed[op.name])}. {op.name!r} ({op.type}) can: "
+                f"{shown}"
+            )
+        if left:
+            yield (
+                f"{len(left)} of {len(names)} ops cannot take {scheme} and stay in float: "
+                f"{', '.join(left[:_SHOWN])}{', ...' if len(left) > _SHOWN else ''}"
+            )
 
 
 def _more_simulated(op: Op, opened: Opened, allowed: Allowed) -> str:

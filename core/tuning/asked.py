@@ -12,6 +12,7 @@ from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.opening.alternatives import PartTable
 from octavo.core.opening.config import TuningConfig
+from octavo.core.opening.rule_schemes import read_schemes
 from octavo.core.scoring.held_out import CERTIFIED, split_samples
 from octavo.core.system.clock import Clock
 
@@ -74,7 +75,8 @@ def read_asked(
     clock: Clock,
     remarks: Remarks | None = None,
 ) -> Asked:
-    """Check what the settings name: criterion, objectives and strategy."""
+    """Check what the settings name: schemes, criterion, objectives and strategy."""
+    read_schemes(settings.rules, host)
     config = settings.criterion(host)
     criterion: Criterion = host.part("criteria", config.kind).build(config)
     return Asked(

@@ -73,6 +73,7 @@ def open_ground(
         require=settings.require,
         suggested=suggested,
         simulated=settings.simulated,
+        host=asked.host,
     )
     return Ground(tuple(opened), data, spaces, native and not arrays)
 

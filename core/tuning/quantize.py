@@ -16,6 +16,7 @@ from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.grammar.named import NamedScheme
 from octavo.core.opening.opening import open_all, plugin_host
 from octavo.core.opening.presets import preset_recipe
+from octavo.core.opening.rule_schemes import read_schemes
 from octavo.core.opening.spaces import build_space
 from octavo.core.opening.speeds import slower
 from octavo.core.quantizing.realize import Realizer
@@ -80,6 +81,7 @@ def quantize_model(
         stack.callback(phases.close)
         with phases.within(OPENING):
             host = host or plugin_host(settings)
+            read_schemes(settings.rules, host)  # a mistake need not wait for the model
             opened, data, native = open_all(
                 model, calibration, settings, host, stack, need_data=False
             )
@@ -143,6 +145,7 @@ def _what_is_asked(
         transforms=settings.combinations,
         require=settings.require,
         simulated=settings.simulated,
+        host=host,
     )
     notes = space.notes
     if isinstance(scheme, Recipe):

@@ -9,11 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from octavo.core.errors import ConfigError, nearest, shown
-from octavo.core.numerics.codec import known_dtype
-from octavo.core.values.scheme import Mode, OpScheme, QuantSpec, Scalar
+from octavo.core.values.scheme import Mode, OpScheme, Scalar
 from octavo.core.values.settings import checked
 
 from ..specs import SpecRule
+from .words import CASTS, INTEGER, is_called, is_dtype, name_of, rule_of, word_of_spec
 from .written import Term
 
 USUAL: tuple[str, ...] = (
@@ -36,13 +36,6 @@ USUAL: tuple[str, ...] = (
 )
 """Formats that lists show whether or not a backend offers them; the grammar takes any width."""
 
-_CASTS = {
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "float16": "float16",
-    "fp16": "float16",
-    "half": "float16",
-}
 _FLOATS = ("float", "fp32", "float32")
 _MODES: Mapping[str, Mode] = {
     "static": "static",
@@ -54,9 +47,6 @@ _WIDTHS = re.compile(
     r"w(?P<weight>\d+)(?:a(?P<input>\d+))?(?:-(?P<mode>static|dynamic|weight-only))?"
 )
 _MIXED = re.compile(r"w-(?P<weight>.+?)-a-(?P<input>.+?)-(?P<mode>static|dynamic)")
-_INTEGER = re.compile(r"(?P<sign>u?)int(?P<bits>[2-8]|16)")
-# What most tools call fp8 is the one of the two formats that has more digits.
-_FP8 = "fp8_e4m3fn"
 _WIDE_INPUT = 16
 """From this width on, ``wNaM`` without a mode means inputs in floating point (w4a16)."""
 
@@ -103,6 +93,22 @@ class Format:
         made = (variant for scheme in fitting for variant in self._variants(scheme))
         return tuple(dict.fromkeys(made))
 
+    def said(self, kind: str) -> dict[str, Any]:
+        """Return what a rule of this format says of an op, by setting: mode, weight, input.
+
+        Args:
+            kind: The op's type.
+        """
+        if self.mode == "float":
+            return {"mode": ("float",), "weight": None, "input": None}
+        weight = rule_of(self.weight, self.of_weight)
+        is_table = kind == "embedding" and self.mode in ("static", "dynamic")
+        if is_table and INTEGER.fullmatch(self.weight):
+            # As in choices(): its integers are weight-only.
+            return {"mode": ("weight_only",), "weight": weight, "input": None}
+        source = rule_of(self.input, self.of_input) if self.input else None
+        return {"mode": (self.mode,), "weight": weight, "input": source}
+
     def _fits(self, scheme: OpScheme) -> bool:
         if scheme.mode != self.mode:
             return False
@@ -122,7 +128,7 @@ class Format:
         return is_called(self.input, spec.dtype) and self.of_input.admits(spec)
 
     def _is_stored_form(self, scheme: OpScheme) -> bool:
-        is_integer = _INTEGER.fullmatch(self.weight) is not None
+        is_integer = INTEGER.fullmatch(self.weight) is not None
         if not is_integer or scheme.mode != "weight_only":
             return False
         return self._takes_weight(scheme)
@@ -157,51 +163,23 @@ def format_of(scheme: OpScheme) -> str:
     weight, source = scheme.weight, scheme.input
     if scheme.mode == "cast" and weight is not None:
         return weight.dtype
-    width = _word(weight or source)
+    width = word_of_spec(weight or source)
     if source is None:
         return f"{width}-weight-only"
-    return _name_of(width, _word(source), scheme.mode)
-
-
-def is_called(word: str, dtype: str) -> bool:
-    """Return whether a dtype is meant by a word: ``int4`` by itself means unsigned codes too."""
-    if word in (dtype, dtype.replace("_", "-")):
-        return True
-    return word == _word_of(dtype)
-
-
-def _word(spec: QuantSpec | None) -> str:
-    return "" if spec is None else _word_of(spec.dtype)
-
-
-def _word_of(dtype: str) -> str:
-    if dtype == _FP8:
-        return "fp8"
-    integer = _INTEGER.fullmatch(dtype)
-    return f"int{integer['bits']}" if integer else dtype.replace("_", "-")
-
-
-def _name_of(weight: str, source: str, mode: str) -> str:
-    """Return the name of a format that quantizes inputs too."""
-    if weight == source:
-        return f"{weight}-{mode}"
-    widths = (_INTEGER.fullmatch(weight), _INTEGER.fullmatch(source))
-    if widths[0] and widths[1]:
-        return f"w{widths[0]['bits']}a{widths[1]['bits']}-{mode}"
-    return f"w-{weight}-a-{source}-{mode}"
+    return name_of(width, word_of_spec(source), scheme.mode)
 
 
 def _of_name(name: str) -> Format | None:
     if name in _FLOATS:
         return FLOAT_FORMAT
-    if name in _CASTS:
-        return Format(_CASTS[name], "cast", _CASTS[name])
+    if name in CASTS:
+        return Format(CASTS[name], "cast", CASTS[name])
     if widths := _WIDTHS.fullmatch(name):
         return _of_widths(name, widths)
     if mixed := _MIXED.fullmatch(name):
         return _of_two_dtypes(name, mixed)
     suffixed = _SUFFIX.fullmatch(name)
-    if suffixed is None or not _is_dtype(suffixed["dtype"]):
+    if suffixed is None or not is_dtype(suffixed["dtype"]):
         return None
     word, mode = suffixed["dtype"], _MODES[suffixed["mode"]]
     source = "" if mode == "weight_only" else word
@@ -211,18 +189,9 @@ def _of_name(name: str) -> Format | None:
 def _of_two_dtypes(name: str, found: re.Match[str]) -> Format | None:
     """Return a format whose weights and inputs are no integers of two widths."""
     weight, source = found["weight"], found["input"]
-    if not (_is_dtype(weight) and _is_dtype(source)):
+    if not (is_dtype(weight) and is_dtype(source)):
         return None
     return Format(name, _MODES[found["mode"]], weight, source)
-
-
-def _is_dtype(word: str) -> bool:
-    """Return whether a word names what codes may be, a cast's halves left out."""
-    if word in _CASTS:
-        return False
-    if word.lstrip("u").startswith("int"):
-        return _INTEGER.fullmatch(word) is not None
-    return known_dtype(word.replace("-", "_"))
 
 
 def _of_widths(name: str, found: re.Match[str]) -> Format:
@@ -232,7 +201,7 @@ def _of_widths(name: str, found: re.Match[str]) -> Format:
         ConfigError: If its mode is missing, or contradicts the width of inputs.
     """
     weight = f"int{found['weight']}"
-    if not _is_dtype(weight):
+    if not is_dtype(weight):
         raise ConfigError(f"scheme {name!r}: weights have 2 to 8 bits, or 16")
     width, mode = int(found["input"] or _WIDE_INPUT), found["mode"]
     stays_float = width >= _WIDE_INPUT and mode is None
@@ -250,9 +219,9 @@ def _of_widths(name: str, found: re.Match[str]) -> Format:
             f"calibration data) or {base}-dynamic (at each call)"
         )
     source = f"int{width}"
-    if not _is_dtype(source):
+    if not is_dtype(source):
         raise ConfigError(f"scheme {name!r}: inputs have 2 to 8 bits, or 16")
-    return Format(_name_of(weight, source, mode), _MODES[mode], weight, source)
+    return Format(name_of(weight, source, mode), _MODES[mode], weight, source)
 
 
 def _with_options(found: Format, term: Term) -> Format:
@@ -324,5 +293,4 @@ __all__ = [
     "Format",
     "find_format",
     "format_of",
-    "is_called",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, nearest
@@ -90,6 +91,15 @@ class NamedScheme:
             Those that are of the format, with the scheme's algorithms and calibrator.
         """
         return tuple(map(self._with_parts, self.format.choices(kind, offered)))
+
+    def said(self, kind: str) -> dict[str, Any]:
+        """Return what a rule that names this scheme says of an op, by setting.
+
+        Args:
+            kind: The op's type.
+        """
+        parts = {"algorithm": (self._rounding,), "calibrator": (self.calibrator,)}
+        return {**self.format.said(kind), **parts}
 
     def _with_parts(self, scheme: OpScheme) -> OpScheme:
         changes: dict[str, object] = {}

@@ -131,6 +131,7 @@ def sensitivity(
             settings.rules,
             require=settings.require,
             simulated=settings.simulated,
+            host=host,
         )
         if not space.tunable:
             raise ModelError(

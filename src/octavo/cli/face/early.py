@@ -11,6 +11,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import plugin_host
+from octavo.core.opening.rule_schemes import read_schemes
 from octavo.core.storage.stores import is_url
 from octavo.core.system.textfiles import absolute
 from octavo.core.tuning.asked import build_objectives
@@ -74,4 +75,5 @@ def check_parts(settings: TuningConfig) -> PluginHost:
     build_objectives(settings.objective.minimise, host)
     for backend in settings.backends or ():
         host.read("adapters", backend)
+    read_schemes(settings.rules, host)
     return host
