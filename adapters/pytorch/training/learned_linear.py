@@ -35,11 +35,13 @@ class GridLinear(nn.Module):
     Args:
         weight: The float weight.
         bias: Its bias, or None.
-        start: The quantized weight to start from.
+        start: The quantized weight to start from. A low-rank repair of it stays as it is, and what
+            that leaves of the weight is rounded.
         transposed: Both are stored as (inputs, outputs).
 
     Attributes:
         weight: What is rounded, (rows, features), or in groups, (rows, groups, features of one).
+        repair: What is added to the rounded weight, (rows, features); None for nothing.
         learns_range: Whether its scales may be any numbers.
     """
 
@@ -61,6 +63,10 @@ class GridLinear(nn.Module):
             matrix = matrix.t().contiguous()
             codes = codes.t().contiguous()
         self.shape = matrix.shape
+        self.repair: Tensor | None = None
+        if start.repair is not None:
+            self.repair = start.repair.matrix()
+            matrix = matrix - self.repair
         # Copies: they are learned in place, and the start's are the realizer's, which other trials
         # use.
         self.start_scale = start.params.scale.to(torch.float32, copy=True)
@@ -111,13 +117,14 @@ class GridLinear(nn.Module):
         raise NotImplementedError
 
     def quantized_weight(self) -> Tensor:
-        """Return the weight on its grid, (outputs, inputs)."""
+        """Return the weight on its grid, with its repair, (outputs, inputs)."""
         scale, zero = self.grid()
         values, offset = self.rounded()
         weight = round_to_grid(
             values, self.over(scale), self.over(zero), self.spec, offset
         )
-        return weight.reshape(self.shape)
+        weight = weight.reshape(self.shape)
+        return weight if self.repair is None else weight + self.repair
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output."""
@@ -138,7 +145,7 @@ class GridLinear(nn.Module):
             codes = codes.t().contiguous()
         zero_point = zero.to(start.params.zero_point.dtype).clone()
         params = replace(start.params, scale=scale.clone(), zero_point=zero_point)
-        return QuantizedTensor(codes, params)
+        return QuantizedTensor(codes, params, repair=start.repair)
 
 
 class LearnedLinear(GridLinear):

@@ -18,12 +18,18 @@ from octavo.adapters.pytorch.qlayers.weight_only import (
     WeightOnlyEmbedding,
     WeightOnlyLinear,
 )
+from octavo.adapters.pytorch.training.learned_linear import LearnedLinear
 from octavo.adapters.pytorch.training.qlora import LowRankLinear
+from octavo.adapters.pytorch.training.signed_rounding import SignedLinear
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.training import LowRank
 from octavo.core.errors import ModelError, SchemeError
 from octavo.core.numerics.low_rank import Repair
 from octavo.core.numerics.tensor import QuantizedTensor, compact
+from octavo.core.quantizing.algorithms.low_rank import (
+    LowRankRepair,
+    LowRankRepairConfig,
+)
 from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
@@ -218,6 +224,38 @@ def test_updates_are_trained_over_a_repaired_base() -> None:
     held = base.weight_codes
     assert held.left is not None
     assert not held.left.requires_grad
+
+
+@pytest.mark.parametrize("kind", [LearnedLinear, SignedLinear])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_what_is_learned_goes_on_from_the_repair_and_keeps_it(
+    kind: type[LearnedLinear] | type[SignedLinear], is_transposed: bool
+) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(33, 64)
+    gram = torch.eye(64)
+    settings = LowRankRepairConfig(rank=4)
+    context = WeightContext(gram=gram, count=1)
+    start = LowRankRepair(settings).quantize(weight, INT2, context)
+    if is_transposed:
+        start, weight = transposed(start), weight.t().contiguous()
+    layer = kind(weight, None, start, transposed=is_transposed)
+
+    def numbers(tensor: QuantizedTensor) -> torch.Tensor:
+        whole: torch.Tensor = tensor.dequantize()
+        return whole.t() if is_transposed else whole
+
+    torch.testing.assert_close(
+        layer.quantized_weight(), numbers(start), atol=1e-5, rtol=1e-5
+    )
+    with torch.no_grad():
+        layer.offset.uniform_(-0.5, 0.5)
+    learned = layer.result(start)
+    assert learned.repair is start.repair
+    torch.testing.assert_close(
+        layer.quantized_weight(), numbers(learned), atol=1e-5, rtol=1e-5
+    )
+    assert not torch.equal(learned.codes, start.codes)
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
