@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.transform import Rescaling
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.channels import Factors
+from octavo.core.numerics.affine import Array
+from octavo.core.numerics.channels import ChannelMap, Factors
 from octavo.core.system.log import remark
-from octavo.core.values.graph import Group
+from octavo.core.values.graph import Group, ModelView
 from octavo.core.values.scheme import PartChoice
 from octavo.core.values.space import TuningSpace
 
@@ -115,7 +116,7 @@ class TransformedSessions:
             for name in unit.ops
         }
         factors = rescaling.factors(
-            view, before.session.tensor, before.statistics, free
+            view, norms_as_read(view, before), before.statistics, free
         )
         if not factors:
             rescalable = (g for g in view.groups if g.kind == "rescale")
@@ -152,3 +153,34 @@ def _why_left(rescaling: Rescaling, group: Group) -> str:
         return f"no {', '.join(left)} over {group.name}, which takes {takes}"
     why = rescaling.passes_over(group)
     return f"nothing over {group.name}: {why}" if why else ""
+
+
+def norms_as_read(view: ModelView, before: Prepared) -> Callable[[str], Array]:
+    """Return ``Session.tensor``, but with norms' gains and shifts as members meet the value.
+
+    Where members change a value by steps of their own, the norm that writes it stays as it was.
+    """
+    *_, opened = before.states()
+    group_of: dict[str, Group] = {}
+    for group in view.groups:
+        if group.kind == "rescale" and group.gain and group.value in before.changes:
+            group_of[group.gain] = group
+            group_of[group.shift] = group
+
+    def tensor(name: str) -> Array:
+        group = group_of.get(name)
+        if group is None:
+            return before.session.tensor(name)
+        array = opened.session.tensor(name)
+        maps, _ = before.changes[group.value]
+        is_gain = name == group.gain
+        # A gain that is stored as what is added to one is divided as the norm multiplies by it.
+        one_more = 1.0 if is_gain and group.offset else 0.0
+        array = array + one_more
+        for change in maps:
+            array = ChannelMap(change.scale, None if is_gain else change.shift).apply(
+                array
+            )
+        return array - one_more
+
+    return tensor

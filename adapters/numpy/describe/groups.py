@@ -11,6 +11,7 @@ from octavo.core.values.graph import Group, Op
 
 from .streams import Stream, StreamFinder, norm_of, writers_of
 from .weights import channel_axis
+from .written_norms import WrittenNorms
 
 _NORMS = ("LayerNormalization", "RMSNormalization")
 _FREE = ("Gelu", "Swish", "Mul")
@@ -77,6 +78,7 @@ class _Finder:
         self._graph = graph
         self._ops = {op.name: op for op in ops}
         self._consumers = graph.consumers()
+        self._written = WrittenNorms(graph)
 
     def fused(self, node: Node) -> Group | None:
         """Return the group whose changes a node takes in, all readers being members."""
@@ -156,8 +158,12 @@ class _Finder:
     def online(self, node: Node) -> Group | None:
         """Return the group of a node's linear readers, which change the value by own steps."""
         is_free = node.op in (*_FREE, *_NORMS) or node.get("activation", "") in _FREE
-        if not is_free:
+        norm = self._written.parameters(node)
+        if norm is None and not is_free:
             return None
+        if node.op in _NORMS and self._is_last_axis_norm(node):
+            norm = node.input(1), node.input(2)
+        gain, shift = norm or ("", "")
         value = _Value(node.outputs[0], node.op)
         members = []
         widths = set()
@@ -175,6 +181,8 @@ class _Finder:
             "",
             widths.pop(),
             value.name,
+            gain=gain,
+            shift=shift,
             takes=EVERY,
             online=EVERY,
         )
@@ -194,7 +202,9 @@ class _Finder:
 
     def _is_last_axis_norm(self, node: Node) -> bool:
         constants = self._graph.initializers
-        if any(v and v not in constants for v in node.inputs[1:]):
+        if len(node.inputs) < 2 or any(
+            v and v not in constants for v in node.inputs[1:]
+        ):
             return False
         return bool(node.get("axis", -1) == -1 and constants[node.inputs[1]].ndim == 1)
 

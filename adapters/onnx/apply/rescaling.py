@@ -15,6 +15,7 @@ from octavo.adapters.onnx.describe.groups import NORMS
 from octavo.adapters.onnx.describe.site import STEP, Site
 from octavo.adapters.onnx.describe.sites import Sites
 from octavo.adapters.onnx.describe.streams import find_streams
+from octavo.adapters.onnx.describe.written_norms import written_norm
 from octavo.adapters.onnx.prepare.constants import (
     add_initializer,
     drop_unused_initializers,
@@ -62,6 +63,8 @@ def rescale(
             editor.insert_steps(read, group, change)
         elif producer is not None and producer.node.op_type in NORMS:
             editor.change_norm(producer, group, change)
+        elif producer is not None and written_norm(producer.node) is not None:
+            editor.change_written_norm(producer, group, change)
         else:
             stream = streams[group.name]
             for site in stream.writers:
@@ -226,7 +229,23 @@ class _Editor:
         factors_alone = ChannelMap(change.scale)
         self._change_parameter(node, 1, factors_alone)
         self._change_parameter(node, 2, change)
-        changed = node.outputs[0]
+        self._restore_for_others(node.outputs[0], group, change)
+
+    def change_written_norm(
+        self, producer: Site, group: Group, change: ChannelMap
+    ) -> None:
+        """Let a norm that is written out in single operators write the changed value."""
+        norm = written_norm(self.nodes[producer.name])
+        assert norm is not None
+        self._change_parameter(*norm.gain, ChannelMap(change.scale))
+        if norm.shift is not None:
+            self._change_parameter(*norm.shift, change)
+        self._restore_for_others(norm.last.outputs[0], group, change)
+
+    def _restore_for_others(
+        self, changed: Value, group: Group, change: ChannelMap
+    ) -> None:
+        """Give whoever reads a changed value and is no member what it knew."""
         uses = changed.uses()
         others = [use for use in uses if use.node.name not in group.members]
         if not others and not changed.is_graph_output():

@@ -16,6 +16,7 @@ from octavo.core.values.graph import Group, tied_groups
 
 from .site import Site
 from .streams import find_streams, takes
+from .written_norms import Place, WrittenNorm, written_norm
 
 NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 FREE_PRODUCERS = frozenset({"gelu", "silu", "mul"})
@@ -54,8 +55,12 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
         is_norm = site.node.op_type in NORMS
         if not is_norm and site.kind not in FREE_PRODUCERS:
             continue
+        written = written_norm(site.node)
+        if written is not None and not site.activation:
+            yield from _behind_written(site, written, by_node)
+            continue
         # Whoever is no linear op goes on reading the value as it was.
-        readers = _linear_readers(site, by_node)
+        readers = _linear_readers(site.last.outputs[0], by_node)
         if not readers:
             continue
         if is_norm:
@@ -66,9 +71,9 @@ def _rescalable(sites: Mapping[str, Site]) -> Iterator[Group]:
             yield group
 
 
-def _linear_readers(site: Site, by_node: Mapping[ir.Node, Site]) -> list[Site]:
+def _linear_readers(value: ir.Value, by_node: Mapping[ir.Node, Site]) -> list[Site]:
     found = []
-    for node, index in site.last.outputs[0].uses():
+    for node, index in value.uses():
         reader = by_node.get(node)
         if reader is not None and index == 0 and takes(reader, ("linear",)):
             found.append(reader)
@@ -99,6 +104,36 @@ def _behind_norm(site: Site, readers: list[Site]) -> Group | None:
         takes=EVERY,
         online=norm_steps(has_shift=bool(shift)),
     )
+
+
+def _behind_written(
+    site: Site, norm: WrittenNorm, by_node: Mapping[ir.Node, Site]
+) -> Iterator[Group]:
+    """Yield the group of a norm that is written out in single operators."""
+    value = norm.last.outputs[0]
+    readers = _linear_readers(value, by_node)
+    if not readers:
+        return
+    named = value.name or ""
+    yield Group(
+        f"rescale:{site.name}",
+        "rescale",
+        _members(readers),
+        site.name,
+        norm.width,
+        named,
+        (named,),
+        gain=_input_name(norm.gain),
+        shift="" if norm.shift is None else _input_name(norm.shift),
+        takes=EVERY,
+        online=norm_steps(has_shift=norm.shift is not None),
+    )
+
+
+def _input_name(place: Place) -> str:
+    node, index = place
+    value = node.inputs[index]
+    return "" if value is None else value.name or ""
 
 
 def _behind_activation(name: str, site: Site, readers: list[Site]) -> Group | None:

@@ -19,7 +19,12 @@ from .constants import drop_unused_initializers
 from .half import widen
 from .rewrites.attention import simplify_masked_softmax
 from .rewrites.branches import take_constant_branches
-from .rewrites.bypassing import add_from_sum, bypass_dropout, bypass_identities
+from .rewrites.bypassing import (
+    add_from_sum,
+    bypass_cast,
+    bypass_dropout,
+    bypass_identities,
+)
 from .rewrites.convolutions import fold_affine, fold_batch_norm, fold_pad
 from .rewrites.einsum import product_from_einsum
 from .rewrites.folding import Folded, fold_constants
@@ -33,6 +38,7 @@ from .scopes import lift_initializers, scopes, walk
 logger = get_logger("onnx")
 
 _REWRITES: Mapping[str, Callable[[Node], object]] = {
+    "Cast": bypass_cast,
     "Dropout": bypass_dropout,
     "BatchNormalization": fold_batch_norm,
     "Add": fold_affine,

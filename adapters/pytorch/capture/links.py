@@ -67,14 +67,23 @@ class Link:
         return cls(group, divided, tuple(members), "norm", offset)
 
 
-def input_link(members: Sequence[Layer], value: str) -> Link:
+def input_link(
+    members: Sequence[Layer], value: str, path: str = "", norm: nn.Module | None = None
+) -> Link:
     """Link a value to the linear layers that read it.
 
     They multiply it as they quantize it, which costs nothing there. Shifts and rotations are steps
     of their own before the products.
+
+    Args:
+        members: The layers.
+        value: What they read.
+        path: Of a norm that writes the value, for others too.
+        norm: That norm.
     """
     weight = members[0].op.weight
     assert weight is not None
+    has_shift = getattr(norm, "bias", None) is not None
     group = Group(
         f"{value} -> {members[0].op.name}",
         "rescale",
@@ -82,8 +91,11 @@ def input_link(members: Sequence[Layer], value: str) -> Link:
         producer="",
         channels=weight.shape[1 - weight.channel_axis],
         value=value,
+        gain=f"{path}.weight" if norm is not None else "",
+        shift=f"{path}.bias" if has_shift else "",
         takes=EVERY,
         online=EVERY,
+        offset=norm is not None and gain_of(norm) == "offset",
     )
     return Link(group, (), tuple(members), "input")
 

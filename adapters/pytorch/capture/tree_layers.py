@@ -125,10 +125,12 @@ def links_of(root: nn.Module, layers: Iterable[Layer], seen: Trace) -> Iterator[
         read_by = {layer.path for layer in members}
         module = modules.get(source)
         is_exclusive = module is not None and set(seen.readers(source)) == read_by
-        if module is not None and is_exclusive and is_norm(module):
+        if module is None or not is_norm(module):
+            yield input_link(members, value)
+        elif is_exclusive:
             yield Link.of_norm(source, module, members, value)
         else:
-            yield input_link(members, value)
+            yield input_link(members, value, source, module)
 
 
 def decided_together(

@@ -27,12 +27,13 @@ def gain_and_shift(link: Link) -> tuple[Array, Array] | None:
         return None
     stored = link.tensor(group.gain)
     xp = array_namespace(stored)
-    gain = xp.astype(stored, xp.float32)
+    gain = xp.reshape(xp.astype(stored, xp.float32), (-1,))
     if group.offset:
         gain = 1 + gain
     if not group.shift:
         return gain, xp.zeros_like(gain)
-    return gain, xp.astype(link.tensor(group.shift), xp.float32)
+    shift = xp.astype(link.tensor(group.shift), xp.float32)
+    return gain, xp.reshape(shift, (-1,))
 
 
 def absmax_from_norm(

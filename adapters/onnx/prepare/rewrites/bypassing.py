@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from octavo.adapters.onnx.prepare.constants import constant
+from octavo.adapters.onnx.prepare.patterns import int_of
 
 
 def bypass_identities(graph: ir.Graph) -> None:
@@ -30,6 +31,19 @@ def bypass_dropout(node: ir.Node) -> None:
         return
     # Who reads the mask needs the node.
     if not any(output.uses() for output in node.outputs[1:]):
+        result.replace_all_uses_with(source)
+
+
+def bypass_cast(node: ir.Node) -> None:
+    """Let whoever reads a Cast to the type that its input has read the input.
+
+    ONNX Runtime 1.32 loses the second of two such casts in a norm, and refuses the model.
+    """
+    source = node.inputs[0]
+    result = node.outputs[0]
+    if source is None or source.dtype is None or result.is_graph_output():
+        return
+    if int_of(node, "to", 0) == source.dtype:
         result.replace_all_uses_with(source)
 
 

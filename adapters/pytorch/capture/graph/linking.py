@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
 from torch.fx import Node
 
 from octavo.adapters.pytorch.capture.layers import Layer
@@ -31,20 +32,26 @@ def links_of(sites: Sites, found: Found) -> Iterator[Link]:
     for stream in find_streams(sites, found):
         linked.update(layer.op.name for layer in stream.readers)
         yield stream.link()
-    yield from _input_links(found, linked)
+    yield from _input_links(sites, found, linked)
+
+
+def _norms(sites: Sites) -> Iterator[tuple[Node, nn.Module]]:
+    for node in sites.graph.nodes:
+        module = sites.module(node)
+        if module is not None and is_norm(module) and sites.calls_once(node):
+            yield node, module
 
 
 def _norm_links(sites: Sites, layer_at: _LayerAt) -> Iterator[Link]:
-    for node in sites.graph.nodes:
-        module = sites.module(node)
-        if module is None or not is_norm(module) or not sites.calls_once(node):
-            continue
+    for node, module in _norms(sites):
         members = _readers(node, layer_at, "linear")
         if members:
             yield Link.of_norm(str(node.target), module, members, node.name)
 
 
-def _input_links(found: Found, linked: set[str]) -> Iterator[Link]:
+def _input_links(sites: Sites, found: Found, linked: set[str]) -> Iterator[Link]:
+    # What a residual reads too is changed by the linear readers alone.
+    writers = {node.name: (str(node.target), norm) for node, norm in _norms(sites)}
     readers: dict[str, list[Layer]] = {}
     for name in found.inner:
         layer = found.layers[name]
@@ -53,7 +60,7 @@ def _input_links(found: Found, linked: set[str]) -> Iterator[Link]:
             readers.setdefault(value, []).append(layer)
     for value, members in readers.items():
         if not any(layer.is_tied for layer in members):
-            yield input_link(members, value)
+            yield input_link(members, value, *writers.get(value, ()))
 
 
 def _readers(node: Node, layer_at: _LayerAt, kind: str) -> list[Layer]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
 
+from octavo.adapters.pytorch.capture.norms import is_norm
 from octavo.adapters.pytorch.capture.standins.functional import layers_of_calls
 from octavo.adapters.pytorch.capture.standins.modules import STAND_INS
 from octavo.adapters.pytorch.modules.kinds import kind_of
@@ -35,10 +36,18 @@ _OURS = ("/capture/choosing.py", "/capture/graph/tracing.py")
 
 
 class _Tracer(Tracer):
-    """Follows the model's own modules; those of torch.nn are leaves."""
+    """Follows the model's own modules; those of torch.nn are leaves, and norms of any class.
+
+    Args:
+        norms: Identities of norms: their gain is theirs, whatever operators compute them.
+    """
+
+    def __init__(self, norms: Collection[int] = ()) -> None:
+        super().__init__()
+        self._norms = norms
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if kind_of(m):
+        if kind_of(m) or id(m) in self._norms:
             return True
         # What multiplies by parameters of its own must be seen.
         if isinstance(m, (*STAND_INS, nn.Bilinear, nn.RNNCellBase)):
@@ -50,7 +59,9 @@ class _Tracer(Tracer):
 def traced_graph(root: nn.Module) -> tuple[nn.Module, Graph]:
     """Return a skeleton with layers for functional calls, and its graph."""
     twin = skeleton(root)
-    graph = _Tracer().trace(twin)
+    # Before tracing: norms are known by running them.
+    norms = {id(module) for module in twin.modules() if is_norm(module)}
+    graph = _Tracer(norms).trace(twin)
     layers_of_calls(twin, graph)
     return twin, graph
 
