@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Protocol, Self
@@ -206,8 +206,16 @@ class Statistics:
         calibrator: PartChoice,
         spec: QuantSpec,
         axis: int | None = None,
+        readers: Callable[[], Sequence[Array]] = tuple,
     ) -> tuple[Array, Array]:
         """Return the (low, high) of a value, float32, shape () or (channels,).
+
+        Args:
+            value: Its name.
+            calibrator: Who watched it.
+            spec: How it will be quantized.
+            axis: Its channel axis, for one range a channel.
+            readers: Gives the weights of the linear ops that read it, for calibrators that ask.
 
         Raises:
             DataError: If the value was not observed that way.
@@ -218,4 +226,4 @@ class Statistics:
                 f"value {value!r} was observed by {calibrator}, which gives no range; name a "
                 "calibrator"
             )
-        return observer.range(spec)
+        return observer.range_for(spec, readers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -64,6 +65,18 @@ class Calibrator(Observer):
         Returns:
             float32, shape () or, with an axis, (channels,).
         """
+
+    def range_for(
+        self, spec: QuantSpec, readers: Callable[[], Sequence[Array]]
+    ) -> tuple[Array, Array]:
+        """Return (low, high) for a value that linear ops read; :meth:`range` unless overridden.
+
+        Args:
+            spec: How the value will be quantized.
+            readers: Gives each such op's weight, float32, shape (outputs, channels); none where
+                others read the value.
+        """
+        return self.range(spec)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from array_api_compat import array_namespace
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.calibrator import Probe
 from octavo.core.numerics.affine import Array, QuantParams, affine_params
+from octavo.core.numerics.layout import to_matrix
 from octavo.core.system.log import remark
 from octavo.core.values.graph import ModelView, Op
 from octavo.core.values.recipe import Recipe
@@ -54,15 +56,18 @@ class ActivationRanges:
     Args:
         sharing: Value -> all values that share its scale.
         readers: Value that shares its scale -> the op for whose sake it does (a concat, an add).
+        view: The model, for calibrators that ask who reads a value.
     """
 
     def __init__(
         self,
         sharing: Mapping[str, Sequence[str]],
         readers: Mapping[str, str] = MappingProxyType({}),
+        view: ModelView | None = None,
     ) -> None:
         self._sharing = sharing
         self._readers = readers
+        self._view = view
         self._params: dict[tuple[object, ...], QuantParams] = {}
 
     def of_inputs(
@@ -115,25 +120,43 @@ class ActivationRanges:
         # one range.
         key = (observers, wish.spec)
         if key not in self._params:
-            low, high = _joined_range(seen, wish)
+            low, high = self._joined_range(seen, wish, prepared)
             if wish.axis is None and float(low) == float(high):
                 high = _widened(value, low, high)
             self._params[key] = affine_params(low, high, wish.spec, wish.axis)
         return self._params[key]
 
+    def _joined_range(
+        self, values: Mapping[str, Statistics], wish: Wish, prepared: Prepared
+    ) -> tuple[Array, Array]:
+        """Return the range that holds those of all values, each as it was seen."""
+        found = []
+        for value, statistics in values.items():
+            readers = partial(self._weights_on, value, statistics, prepared)
+            found.append(
+                statistics.range(value, wish.calibrator, wish.spec, wish.axis, readers)
+            )
+        low, high = found[0]
+        xp = array_namespace(low)
+        for other_low, other_high in found[1:]:
+            low = xp.minimum(low, other_low)
+            high = xp.maximum(high, other_high)
+        return low, high
 
-def _joined_range(values: Mapping[str, Statistics], wish: Wish) -> tuple[Array, Array]:
-    """Return the range that holds those of all values, each as it was seen."""
-    found = [
-        statistics.range(value, wish.calibrator, wish.spec, wish.axis)
-        for value, statistics in values.items()
-    ]
-    low, high = found[0]
-    xp = array_namespace(low)
-    for other_low, other_high in found[1:]:
-        low = xp.minimum(low, other_low)
-        high = xp.maximum(high, other_high)
-    return low, high
+    def _weights_on(
+        self, value: str, statistics: Statistics, prepared: Prepared
+    ) -> list[Array]:
+        """Return the weights of the linear ops that meet a value as it was seen."""
+        found = []
+        for op in self._view.ops if self._view is not None else ():
+            if op.type != "linear" or op.weight is None or op.inputs[:1] != (value,):
+                continue
+            if prepared.seen_by(op.name, value) is statistics:
+                array = prepared.session.tensor(op.weight.name)
+                matrix = to_matrix(array, op.weight.channel_axis)
+                xp = array_namespace(matrix)
+                found.append(xp.astype(matrix, xp.float32))
+        return found
 
 
 def _widened(value: str, low: Array, high: Array) -> Array:

@@ -88,7 +88,9 @@ class Realizer:
             opened, space, host, self._plan, self.observation
         )
         self._weights = QuantizedWeights(opened, host, self._plan, self.observation)
-        self._ranges = ActivationRanges(self._plan.sharing, scale_sharers(opened.view))
+        self._ranges = ActivationRanges(
+            self._plan.sharing, scale_sharers(opened.view), opened.view
+        )
         self._non_finite: Literal["error", "float"] = non_finite
         self.recovering = Recovering(opened, train_fn)
 

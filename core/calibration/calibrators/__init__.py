@@ -18,9 +18,9 @@ from .histogram import (
     MseConfig,
     OutlierFreeConfig,
     PercentileConfig,
-    TokenConfig,
 )
 from .minmax import MinMaxConfig
+from .tokens import TokenConfig
 
 _HERE = "octavo.core.calibration.calibrators"
 
@@ -73,8 +73,8 @@ def octavo_calibrators() -> Iterable[Part[Any]]:
         ),
         Part(
             "token",
-            f"{_HERE}.histogram:TokenQuantile",
+            f"{_HERE}.tokens:TokenQuantile",
             TokenConfig,
-            "quantile over tokens of each token's extremes",
+            "quantile over tokens of each token's extremes, of least output error",
         ),
     )

@@ -142,64 +142,6 @@ class OutlierFree(HistogramCalibrator):
         return first - reach, third + reach
 
 
-class TokenConfig(PartConfig):
-    """A quantile over tokens of each token's extremes.
-
-    Attributes:
-        quantile: Share of the tokens that are not clipped.
-    """
-
-    kind: Literal["token"] = "token"
-    quantile: float = Field(0.99, gt=0, le=1)
-
-
-class TokenQuantile(HistogramCalibrator):
-    """A quantile over tokens of each token's own largest and smallest value.
-
-    Paper: Wei et al. 2022, "Outlier Suppression", section 4.2, token-wise clipping (its coarse
-    stage): a few tokens, such as separators, hold the outliers, and clipping them costs little. A
-    token is a row along the last axis.
-    """
-
-    config: TokenConfig
-
-    def __init__(self, config: PartConfig, axis: int | None = None) -> None:
-        super().__init__(config, None)
-        if axis is not None:
-            raise DataError(
-                "the token calibrator gives one range for a whole tensor; use granularity tensor "
-                "with it"
-            )
-
-    def seen(self, x: Array) -> Array:
-        """Return both extremes of each token."""
-        if 0 in x.shape:
-            return x
-        xp = array_namespace(x)
-        tokens = xp.reshape(x, (-1, x.shape[-1]))
-        zeros = 0 * tokens[:, 0]
-        smallest = xp.minimum(xp.min(tokens, axis=1), zeros)
-        largest = xp.maximum(xp.max(tokens, axis=1), zeros)
-        return xp.concat([smallest, largest])
-
-    def choose(
-        self, counts: np.ndarray, low: float, high: float, spec: QuantSpec
-    ) -> tuple[float, float]:
-        """Read the quantile off the negative extremes and off the positive ones."""
-        share = self.config.quantile
-        edges = self.histogram.edges()
-        half = len(counts) // 2
-        # Extremes at zero belong to the side that they bound; they fall into the first bin above
-        # zero.
-        negative = counts[:half]
-        positive = counts[half:]
-        below = 0.0
-        if negative.sum():
-            below = quantile(negative, edges[: half + 1], 1 - share)
-        above = quantile(positive, edges[half:], share)
-        return below, above
-
-
 class MseConfig(PartConfig):
     """The shrunk range of least expected squared error, both ends alike."""
 

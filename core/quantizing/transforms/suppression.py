@@ -31,9 +31,10 @@ class OutlierSuppressionConfig(PartConfig):
 
 
 class OutlierSuppression(Rescaling):
-    """f = |gain| of the norm before.
+    """f = |gain| of the norm before: of a layer, RMS or folded batch norm.
 
-    The norm then scales nothing, and the weights that read it take its gain.
+    The norm then scales nothing, and the weights that read it take its gain. A norm that stores its
+    gain less one (Gemma's) gives 1 + w.
 
     Paper: Wei et al. 2022, "Outlier Suppression: Pushing the Limit of Low-bit Transformer Language
     Models", section 4.1, eqs. 3 and 4 (gamma migration). Needs the norm's parameters alone. Cost:
