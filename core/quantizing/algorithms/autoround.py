@@ -23,7 +23,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
 
-from .learned import normalised, output_error, unshrunk
+from .learned import best_rows, normalised, output_error, unshrunk
 from .output_grid import output_grid
 from .search import sum_by_scale
 
@@ -52,8 +52,8 @@ class AutoRound(WeightAlgorithm):
     2 (W_q - W) G, so a Gram matrix takes the place of inputs and autograd. Each row keeps the best
     state it has met, its scales grown by what its outputs have shrunk (:func:`.learned.unshrunk`).
 
-    After another algorithm (``gptq``, ``awq``) it begins with that one's codes and learns the
-    rounding alone, on that one's grid.
+    After another algorithm (``gptq``, ``awq``) it begins with that one's codes, on that one's grid,
+    and each row that it does not better stays as it was.
 
     Needs the Gram matrix; integer dtypes. Cost: one product rows x features x features per
     iteration.
@@ -74,14 +74,15 @@ class AutoRound(WeightAlgorithm):
             return QuantizedTensor(
                 narrow(xp.astype(weight, xp.int32), spec), start, extra
             )
-        is_given = context.params is not None or context.start is not None
-        is_free = not is_given and spec.scale_dtype is None
+        is_free = context.params is None and spec.scale_dtype is None
         learn_range = is_free and spec.granularity != "tensor"
-        begun = _whole_steps_to(context.start, weight)
+        begun = _offset_to(context.start, weight)
         best = self._descend(weight, gram, start, learn_range, begun)
         params = QuantParams(best.scale, best.zero_point, spec, start.axis)
         found = QuantizedTensor(narrow(best.codes, spec), params, extra)
-        return unshrunk(found, weight, context)
+        if context.start is None:
+            return unshrunk(found, weight, context)
+        return best_rows(found, context.start, weight, gram)
 
     def _descend(
         self,
@@ -92,13 +93,16 @@ class AutoRound(WeightAlgorithm):
         begun: Array,
     ) -> _Best:
         xp = array_namespace(weight)
-        offset = xp.zeros_like(weight)
+        offset = begun
+        nothing = xp.zeros_like(begun)
+        lowest = xp.minimum(begun, nothing) - 0.5
+        highest = xp.maximum(begun, nothing) + 0.5
         shares = _Shares(xp.ones_like(start.scale), xp.ones_like(start.scale))
         rate = self.config.step or 1.0 / self.config.iterations
         params = start
         best: _Best | None = None
         for i in range(self.config.iterations + 1):
-            rounded = _Rounded.of(weight, offset, begun, params)
+            rounded = _Rounded.of(weight, offset, params)
             projected = rounded.units * _over(params.scale, weight, params)
             loss, slope = output_error(projected - weight, gram)
             if best is None:
@@ -106,7 +110,8 @@ class AutoRound(WeightAlgorithm):
             else:
                 best.take(loss, rounded.codes, params if learn_range else None)
             step = rate * (1 - i / self.config.iterations)
-            offset = xp.clip(offset - step * xp.sign(slope), -0.5, 0.5)
+            moved = offset - step * xp.sign(slope)
+            offset = xp.minimum(xp.maximum(moved, lowest), highest)
             if learn_range:
                 slope_of_scale = sum_by_scale(
                     slope * rounded.slope_of_scale, start.spec
@@ -172,17 +177,15 @@ class _Rounded:
     slope_of_scale: Array
 
     @classmethod
-    def of(
-        cls, weight: Array, offset: Array, begun: Array, params: QuantParams
-    ) -> _Rounded:
-        """Round a weight with an offset added before, and whole steps after."""
+    def of(cls, weight: Array, offset: Array, params: QuantParams) -> _Rounded:
+        """Round a weight with an offset added first."""
         xp = array_namespace(weight)
         qmin, qmax = integer_range(params.spec)
         ratio = spread(
             lambda w, s: w / s, weight, params.spec, params.axis, params.scale
         )
         zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
-        raw = xp.round(ratio + offset) + begun + zero
+        raw = xp.round(ratio + offset) + zero
         codes = xp.clip(raw, qmin, qmax)
         units = codes - zero
         # Where a code is cut, a larger scale moves the number by whole units.
@@ -229,19 +232,26 @@ class _Shares:
         return affine_params(low * self.low, high * self.high, start.spec, start.axis)
 
 
-def _whole_steps_to(start: QuantizedTensor | None, weight: Array) -> Array:
-    """Return how many steps a start's codes are from the nearest ones; zeros without a start.
+_INSIDE = 0.25
+"""How far inside a start's code a weight is put that lies in another one: half as far as the steps
+reach, so that the descent can keep the code or take it back."""
 
-    With them no offset at all gives the start's own codes, and the descent goes on from there.
+
+def _offset_to(start: QuantizedTensor | None, weight: Array) -> Array:
+    """Return the offsets with which a weight is rounded to a start's codes; zeros without a start.
+
+    Codes that are the nearest need none. The descent goes on from there.
     """
     xp = array_namespace(weight)
     if start is None:
         return xp.zeros_like(weight)
     params = start.params
     zero = _over(xp.astype(params.zero_point, xp.float32), weight, params)
+    ratio = weight / _over(params.scale, weight, params)
+    steps = xp.astype(start.codes, xp.float32) - zero
     # Not cut to the range: what is far outside of it stays where the start put it, too.
-    nearest = xp.round(weight / _over(params.scale, weight, params)) + zero
-    return xp.astype(start.codes, xp.float32) - nearest
+    apart = steps - xp.round(ratio)
+    return xp.where(apart == 0, 0 * ratio, steps - xp.sign(apart) * _INSIDE - ratio)
 
 
 def _over(parameter: Array, x: Array, params: QuantParams) -> Array:

@@ -47,12 +47,12 @@ def output_error(error: Array, gram: Array) -> tuple[Array, Array]:
 def best_rows(
     found: QuantizedTensor, start: QuantizedTensor, weight: Array, gram: Array
 ) -> QuantizedTensor:
-    """Return, row by row, whichever codes lose less: tr(E G E^T) of the row.
+    """Return, row by row, whichever loses less: tr(E G E^T) of the row.
 
     So an algorithm that goes on from another one is never behind it.
 
     Args:
-        found: New codes on the grid of ``start``.
+        found: New codes, on the grid of ``start``, or on one whose scales no two rows share.
         start: Codes of the algorithm before.
         weight: The float matrix, float32, shape (rows, features).
         gram: G.
@@ -62,7 +62,13 @@ def best_rows(
     theirs, _ = output_error(start.dequantize() - weight, gram)
     is_better = (mine < theirs)[:, None]
     codes = xp.where(is_better, found.codes, start.codes)
-    return QuantizedTensor(codes, found.params, found.extra)
+    scale, zero_point = found.params.scale, found.params.zero_point
+    if found.params.spec.granularity != "tensor" and scale.shape[0] == codes.shape[0]:
+        row = is_better if scale.ndim > 1 else is_better[:, 0]
+        scale = xp.where(row, scale, start.params.scale)
+        zero_point = xp.where(row, zero_point, start.params.zero_point)
+    params = replace(found.params, scale=scale, zero_point=zero_point)
+    return QuantizedTensor(codes, params, found.extra)
 
 
 def unshrunk(
