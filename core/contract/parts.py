@@ -62,6 +62,8 @@ class Part(Generic[T]):
             all that its family fits.
         brings: The calibrator that its paper pairs it with: a scheme that names the method takes
             it, where no other calibrator is named and ranges are found in calibration.
+        rounds: Of a weight algorithm: a regular expression of the dtypes that it can round
+            (``u?int.*``); empty for all.
         refines: A weight algorithm that can go on from what another one made
             (:attr:`~octavo.core.contract.algorithm.WeightContext.start`).
     """
@@ -76,6 +78,7 @@ class Part(Generic[T]):
     modes: frozenset[str] = frozenset()
     brings: str = ""
     refines: bool = False
+    rounds: str = ""
 
     def load(self) -> Callable[..., T]:
         """Import the target.

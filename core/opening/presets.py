@@ -109,9 +109,10 @@ def _simulated(scheme: NamedScheme, opened: Opened) -> str:
         if set(scheme.choices(op.type, everything)) - {
             *scheme.choices(op.type, kernels)
         }:
+            rule = f'{{"simulated": True, "rules": [{{"scheme": "{scheme}"}}]}}'
             return (
                 ": it has no kernel here and is only simulated, which a configuration with "
-                "simulated = true allows"
+                f"simulated = true allows: {rule}"
             )
     return ""
 

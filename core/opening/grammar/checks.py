@@ -12,7 +12,7 @@ from octavo.core.contract.recovery import check_recovery
 from octavo.core.errors import ConfigError
 
 from .formats import Format
-from .methods import Method
+from .methods import Method, all_methods
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Checks:
     def _fits(self, method: Method) -> None:
         mode = self.format.mode
         if mode in method.modes:
+            self._rounds(method)
             return
         name, fmt = method.name, self.format.name
         if mode in ("float", "cast"):
@@ -92,6 +93,17 @@ class Checks:
             )
         modes = " or ".join(sorted(method.modes)).replace("_", "-")
         self._fail(f"{name} is for {modes} formats, and {fmt} is none")
+
+    def _rounds(self, method: Method) -> None:
+        word = self.format.weight
+        if method.can_round(word):
+            return
+        others = (m for m in all_methods(self.host) if m.family == method.family)
+        able = sorted(m.name for m in others if m.can_round(word))
+        self._fail(
+            f"{method.name} cannot round {word}, or would change nothing; what can: "
+            f"{', '.join(able)}"
+        )
 
     def _corrects(self) -> None:
         if self.format.mode in ("float", "cast"):

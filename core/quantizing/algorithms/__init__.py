@@ -21,6 +21,9 @@ from .scale_estimation import ScaleEstimationConfig
 _GRAM = frozenset({"gram"})
 # What each one's paper rounds to first.
 _STORED = "int4-weight-only"
+_INTEGERS = "u?int.*"
+# Scales of block formats are powers of two, and of nvfp4 fp8: nothing that a fit could move.
+_FREE_SCALES = "(?!mx|nvfp4).*"
 _HERE = "octavo.core.quantizing.algorithms"
 
 
@@ -40,6 +43,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             HqqConfig,
             "half-quadratic fit of zero points and scales; needs no data",
             format=_STORED,
+            rounds=_FREE_SCALES,
         ),
         Part(
             "importance",
@@ -55,6 +59,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             "scales by alternating least squares on the groups' outputs, then round to nearest",
             needs=_GRAM,
             format=_STORED,
+            rounds=_FREE_SCALES,
         ),
         Part(
             "awq",
@@ -81,6 +86,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             needs=_GRAM,
             format=_STORED,
             refines=True,
+            rounds=_INTEGERS,
         ),
         Part(
             "adaround",
@@ -90,6 +96,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             needs=_GRAM,
             format=_STORED,
             refines=True,
+            rounds=_INTEGERS,
         ),
         Part(
             "low_rank",

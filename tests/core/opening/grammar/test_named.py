@@ -163,6 +163,8 @@ def test_it_is_known_what_needs_data(text: str, needs: bool) -> None:
         ("bfloat16+gptq", "gptq has nothing to do"),
         ("float+bias-correction", "no rounding"),
         ("int8-static+distill", "distillation is for weight-only formats"),
+        ("mxfp4+hqq", "hqq cannot round mxfp4, .* what can: .*gptq"),
+        ("nf4+autoround", "autoround cannot round nf4"),
         ("gptq+gptq", "gptq stands twice"),
         ("int8-static+bias-correction+bias-correction", "stands twice"),
         ("int8-static+mse+entropy", "one calibrator"),
@@ -195,6 +197,7 @@ def test_every_name_of_the_lists_can_be_read() -> None:
         named(alias.stands_for)
     for method in all_methods(HOST):
         fitting = {"static", "dynamic", "weight_only"} & method.modes
+        assert method.can_round("int8")
         mode = sorted(fitting)[0].replace("_", "-")
         found = named(f"int8-{mode}+{method.name}")
         assert method.choice in {m.choice for m in found.methods}
