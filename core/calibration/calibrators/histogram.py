@@ -136,8 +136,9 @@ class OutlierFree(HistogramCalibrator):
         first = quantile(counts, edges, 0.25)
         third = quantile(counts, edges, 0.75)
         reach = self.config.fence * (third - first)
+        # Quartiles in one bin tell nothing of how far they lie apart.
         bin_width = 2.0**self.histogram.width
-        if reach <= bin_width:
+        if np.ceil(third / bin_width) - np.floor(first / bin_width) <= 1:
             return low, high
         return first - reach, third + reach
 

@@ -98,10 +98,11 @@ class _Ranges:
         outer = producer_range(producer, self._magnitudes[producer.name], before, now)
         inner = largest_of([self._reader_range(op, now) for op in link.members])
         xp = array_namespace(outer)
-        step = usable((outer / inner) ** 0.5)
         # A channel that is dead on one side has no ratio.
         alive = (outer > 0) & (inner > 0)
-        step = xp.where(alive, step, xp.ones_like(step))
+        ones = xp.ones_like(outer)
+        ratio = xp.where(alive, outer, ones) / xp.where(alive, inner, ones)
+        step = usable(ratio**0.5)
         self.factors[name] = usable(step if now is None else now * step)
         return float(xp.max(xp.abs(step - 1)))
 

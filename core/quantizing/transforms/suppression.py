@@ -133,12 +133,26 @@ class OutlierSuppressionPlus(Rescaling):
         xp = array_namespace(low)
         absmax = xp.maximum(xp.abs(low), xp.abs(high))
         grams = link.grams(shift)
-        largest = float(xp.max(absmax))
-        for i in range(self.config.grid):
-            factors = threshold_factors(absmax, largest * (1 - i / self.config.grid))
+        for threshold in thresholds(absmax, self.config.grid):
+            factors = threshold_factors(absmax, threshold)
             of_weights = weight_error(link, factors, _WEIGHT, grams)
             of_inputs = input_error(link, factors, _ACTIVATION, low, high)
             yield of_weights + of_inputs, ChannelMap(factors, shift)
+
+
+def thresholds(absmax: Array, count: int) -> list[float]:
+    """Return thresholds from the largest channel range down to the smallest, by equal ratios.
+
+    The paper's lie at equal distances: those leave a model alone whose channels are powers of two
+    apart.
+    """
+    xp = array_namespace(absmax)
+    alive = xp.where(absmax > 0, absmax, xp.max(absmax))
+    largest, smallest = float(xp.max(alive)), float(xp.min(alive))
+    if largest <= 0 or count == 1:
+        return [largest]
+    ratio = smallest / largest
+    return [largest * ratio ** (i / (count - 1)) for i in range(count)]
 
 
 def threshold_factors(absmax: Array, threshold: float) -> Array:
