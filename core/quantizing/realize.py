@@ -126,8 +126,11 @@ class Realizer:
         Raises:
             DataError: If there is no batch, or a value is not finite.
             NonFiniteWeight: If a weight that may be quantized holds NaN or Inf.
+            SchemeError: If the backend lacks what a transform that every recipe has needs.
         """
         self.check_weights()
+        self.check_weights()
+        self._states.check_required()
         self.recovering.batches = batches
         statistics = self.observation.calibrate(batches, self.probes())
         self._states.forget()

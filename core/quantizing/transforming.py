@@ -93,6 +93,15 @@ class TransformedSessions:
         )
         return replace(after, remarks=self._remarks(rescaling, choice, before.remarks))
 
+    def check_required(self) -> None:
+        """Refuse transforms of every recipe that the backend cannot carry out, before any work.
+
+        Raises:
+            SchemeError: If it lacks what one of them needs.
+        """
+        for choice in self._space.required:
+            self._check_offered(choice)
+
     def _check_offered(self, choice: PartChoice) -> None:
         steps = [
             n

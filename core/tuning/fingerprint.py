@@ -147,10 +147,11 @@ def _cores() -> int | None:
 def shaping(settings: TuningConfig) -> dict[str, Any]:
     """Return the settings that shape the search space, JSON-ready: to say which one changed it."""
     raw = settings.model_dump(mode="json")
-    return {
-        key: raw[key]
-        for key in ("rules", "transforms", "simulated", "backends", "strategy")
-    }
+    keys = ["rules", "transforms", "simulated", "backends", "strategy"]
+    if settings.require:
+        # Runs from before there was such a setting say nothing of it.
+        keys.append("require")
+    return {key: raw[key] for key in keys}
 
 
 def _cpu() -> dict[str, str]:

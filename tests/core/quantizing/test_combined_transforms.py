@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import octavo
 from octavo.core.calibration.calibrators.minmax import MinMax, MinMaxConfig
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.adapter import Opened
@@ -322,3 +323,55 @@ def test_values_that_share_a_scale_share_it_as_their_readers_meet_them() -> None
     )
     (own,) = ranges.of_inputs(reader, scheme, after)
     assert float(own.scale) == pytest.approx(4 / 127.5, rel=0.01)
+
+
+class Loud(nn.Module):
+    """Normalised features of which two are a hundred times as large as the others, and count for as
+    much as they do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = nn.LayerNorm(64), nn.Linear(64, 96)
+        with torch.no_grad():
+            self.norm.weight[:2] *= 100.0
+            self.head.weight[:, :2] /= 100.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(x))
+
+
+def test_a_search_over_combinations_picks_one_and_saves_it(tmp_path: Path) -> None:
+    net, x = Loud().eval(), torch.randn(256, 64)
+    with torch.no_grad():
+        truth = net(x)
+
+    def near(candidate: Any) -> float:
+        with torch.no_grad():
+            found = torch.as_tensor(candidate(x))
+        return 1.0 - float((found - truth).norm() / truth.norm())
+
+    result = octavo.autotune(
+        net,
+        near,
+        [(x[:64],), (x[64:128],)],
+        config={
+            "rules": [{"mode": "static", "weight": {"granularity": "channel"}}],
+            "transforms": [["smoothquant", "hadamard"], "equalization"],
+        },
+        metric="nearness",
+        higher_is_better=True,
+        tolerance=0.03,
+        minimise="size",
+        max_trials=4,
+        confirm=False,
+        progress=False,
+    )
+    both = (PartChoice(kind="smoothquant"), PartChoice(kind="hadamard"))
+    assert result.goal_met
+    assert result.best.recipe.transforms == both
+    assert "after smoothquant -> hadamard" in repr(result)
+    assert "smoothquant -> hadamard" in result.summary()
+    result.save(tmp_path / "out")
+    again = octavo.load(tmp_path / "out", Loud().eval())
+    assert near(again) == pytest.approx(near(result.model), abs=1e-3)
