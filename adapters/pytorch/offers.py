@@ -173,6 +173,22 @@ def _few_bits(device: str) -> Iterator[Offer]:
             weight = QuantSpec(dtype=f"int{bits}", granularity=granularity)
             scheme = OpScheme(mode="static", weight=weight, input=_UNSIGNED)
             yield Offer(scheme, refuses=partial(_observed, device))
+    # W4A8 without calibration: a scale for each row of a linear layer's input, one for a
+    # convolution's.
+    four = QuantSpec(dtype="int4", granularity="channel")
+    by_row = OpScheme(mode="dynamic", weight=four, input=_TOKEN)
+    yield Offer(by_row, refuses=lambda op: _without_rows(op) or _fits(device, op))
+    at_once = OpScheme(mode="dynamic", weight=four, input=_UNSIGNED)
+    yield Offer(at_once, refuses=lambda op: _with_rows(op) or _fits(device, op))
+
+
+def _without_rows(op: Op) -> str:
+    return "" if op.type == "linear" else f"the input of a {op.type} has no rows"
+
+
+def _with_rows(op: Op) -> str:
+    is_linear = op.type == "linear"
+    return "the rows of its input have a scale each (token)" if is_linear else ""
 
 
 def _simulated() -> Iterator[Offer]:

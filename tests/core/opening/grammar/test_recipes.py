@@ -141,3 +141,19 @@ def test_a_name_wins_over_a_file_of_that_name_and_says_so(
     assert any("./hqq means what lies there" in note for note in made.notes)
     with pytest.raises(ConfigError, match=r"holds no octavo\.json"):
         octavo.quantize_model(model(), "./hqq")
+
+
+def test_w4a8_dynamic_multiplies_4_bit_rows_by_8_bit_tokens() -> None:
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(64, 16)
+    x = torch.randn(5, 64)
+    made = octavo.quantize_model(torch.nn.Sequential(linear).eval(), "w4a8-dynamic")
+    assert {line.realization for line in made.ledger.values()} == {"kernel"}
+    # By hand: symmetric codes, -7 to 7 by row of the weight, -127 to 127 by row of the input.
+    weight, bias = (p.detach().numpy() for p in (linear.weight, linear.bias))
+    steps = np.abs(weight).max(axis=1, keepdims=True) / 7
+    scales = np.abs(x.numpy()).max(axis=1, keepdims=True) / 127
+    codes = np.clip(np.round(weight / steps), -7, 7)
+    taken = np.clip(np.round(x.numpy() / scales), -127, 127)
+    expected = (taken @ codes.T) * scales * steps.T + bias
+    np.testing.assert_allclose(made.model(x).detach(), expected, atol=2e-4)
