@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from math import prod
@@ -106,18 +106,22 @@ def capability(device: str) -> Capability:
         Offer(scheme, refuses=_groups_fit(_group_size(scheme)))
         for scheme in _WEIGHT_ONLY
     ]
-    # A linear layer multiplies by its repair, and a table adds the repair of the rows it looks up.
-    repaired = [replace(offer, repairs=True) for offer in stored]
     casts = []
     for dtype in _CASTS:
         scheme = OpScheme(mode="cast", weight=QuantSpec(dtype=dtype))
         casts.append(Offer(scheme, refuses=_casts))
-    products = (*static, by_channel, *dynamic, by_tensor, *_fp8_products(device))
+    products = (*static, by_channel, *dynamic, by_tensor)
     offers = {
-        "linear": (*products, *repaired, *few, *casts, *rounded),
+        "linear": (
+            *_repaired(products),
+            *_fp8_products(device),
+            *_repaired((*stored, *few)),
+            *casts,
+            *_repaired(rounded),
+        ),
         "conv": (*int8, *few, *casts, *stored, *rounded),
         "conv_transpose": (*int8, *few, *casts),
-        "embedding": (*repaired, *casts),
+        "embedding": (*_repaired(stored), *casts),
         "lstm": (*_recurrent(device, "lstm"), *stored),
         "gru": (*_recurrent(device, "gru"), *stored),
         "rnn": tuple(stored),
@@ -132,6 +136,12 @@ def capability(device: str) -> Capability:
         }
     )
     return Capability("torch", device, offers, features, _versions(device))
+
+
+def _repaired(offers: Iterable[Offer]) -> Iterator[Offer]:
+    """Yield offers that take a low-rank repair too: a linear layer multiplies by it in float, and a
+    table adds that of the rows it looks up."""
+    return (replace(offer, repairs=True) for offer in offers)
 
 
 def _versions(device: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from octavo.adapters.pytorch.qlayers.int8 import Int8Conv, Int8Linear
 from octavo.adapters.pytorch.qlayers.int8_recurrent import Int8Recurrent
 from octavo.adapters.pytorch.qlayers.low_bit_layer import Coded
 from octavo.adapters.pytorch.qlayers.recurrent import StoredRecurrent
+from octavo.adapters.pytorch.qlayers.repaired import RepairedInt8Linear
 from octavo.adapters.pytorch.qlayers.simulated import Simulated, is_simulated
 from octavo.adapters.pytorch.qlayers.transposed import Int8ConvTranspose
 from octavo.adapters.pytorch.qlayers.weight_only import (
@@ -156,14 +157,20 @@ def _int8(decided: Decided) -> nn.Module:
     }
     module, head = decided.module, (decided.weight, decided.bias, decided.dtype)
     if decided.layer.op.type == "linear":
-        return Int8Linear(
+        repair = decided.weight.repair
+        if repair is not None:
+            shared["gives"] = None
+        linear = Int8Linear(
             *head,
-            then=decided.then,
+            then=decided.then if repair is None else "",
             per_token=source.granularity == "token",
             transposed=decided.is_transposed,
             factors=decided.factors,
             **shared,
         )
+        if repair is None:
+            return linear
+        return RepairedInt8Linear(linear, repair, decided.then)
     if isinstance(module, TRANSPOSED):
         sizes = (module.stride, module.padding, module.output_padding, module.dilation)
         geometry: Any = (*sizes, module.groups)

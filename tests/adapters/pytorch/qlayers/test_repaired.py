@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.adapters.pytorch.qlayers.repaired import RepairedInt8Linear
 from octavo.adapters.pytorch.qlayers.weight_only import (
     WeightOnlyEmbedding,
     WeightOnlyLinear,
@@ -163,7 +164,7 @@ def test_each_of_q_k_and_v_has_its_own_repair_and_a_tied_weight_one() -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_gpt2s_layers_that_store_inputs_first() -> None:
+def test_gpt2s_layers_that_store_inputs_first(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(
         vocab_size=48, n_positions=16, n_embd=64, n_layer=1, n_head=2
@@ -178,7 +179,43 @@ def test_gpt2s_layers_that_store_inputs_first() -> None:
     with torch.no_grad():
         wanted = model(input_ids=IDS[0]).logits
         got = made.model(input_ids=IDS[0]).logits
+        made.save(tmp_path)
+        again = octavo.load(tmp_path)(input_ids=IDS[0]).logits
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again, got)
+
+
+@pytest.mark.parametrize("name", ["int8-static", "int8-dynamic", "w4a8-static"])
+def test_integer_products_with_a_repair_beside_them(name: str, tmp_path: Path) -> None:
+    """Layers that pass codes to each other, with an activation function that is taken in."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 32)
+    ).eval()
+    x = torch.randn(64, 64)
+    plain = octavo.quantize_model(model, name, [x])
+    whole = f"{name}+low-rank(rank=999, dtype=float32)"
+    made = octavo.quantize_model(model, whole, [x])
+    assert {line.realization for line in made.ledger.values()} == {"kernel"}
+    # The repair makes the weights whole: what is left is the rounding of inputs.
+    own = made.candidate.parameters
+    for path in ("0", "2", "4"):
+        weight = model.get_submodule(path).weight
+        shown = made.model.get_submodule(path).decoded_weight()
+        torch.testing.assert_close(shown, weight.detach(), rtol=1e-4, atol=1e-5)
+        assert isinstance(made.model.get_submodule(path), RepairedInt8Linear)
+        assert own[path].weight.repair is not None
+    with torch.no_grad():
+        wanted, before, after = model(x), plain.model(x), made.model(x)
+        assert float((after - wanted).norm()) < 0.9 * float((before - wanted).norm())
+        made.save(tmp_path)
+        torch.testing.assert_close(octavo.load(tmp_path, model=model)(x), after)
+    given = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(made.model(given).sum(), given)
+    float_input = x.clone().requires_grad_()
+    (float_gradient,) = torch.autograd.grad(model(float_input).sum(), float_input)
+    close = torch.nn.functional.cosine_similarity(gradient, float_gradient, -1)
+    assert float(close.mean()) > 0.95
 
 
 def test_calibration_decides_what_is_repaired() -> None:
