@@ -164,10 +164,10 @@ def _steps(
 ) -> None:
     """Go down the squared error of the block's output, some sequences a step."""
     move = _mover(modules, settings)
-    drawn = _drawn(task, settings)
+    order = drawn(task, settings)
     power = task.power()
     for step in range(settings.iterations):
-        chosen = next(drawn)
+        chosen = next(order)
         total = 0.0
         for index in chosen:
             with torch.enable_grad():
@@ -179,7 +179,7 @@ def _steps(
         move(1.0 - step / settings.iterations)
 
 
-def _drawn(task: Task, settings: Reconstruction) -> Iterator[list[int]]:
+def drawn(task: Task, settings: Reconstruction) -> Iterator[list[int]]:
     """Yield the calls of each step: all in a random order, then all again in another."""
     generator = torch.Generator().manual_seed(settings.seed)
     waiting: list[int] = []

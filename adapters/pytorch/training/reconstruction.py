@@ -8,6 +8,7 @@ best state that was met is kept. Only one block's activations and offsets are al
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 import torch
 from torch import nn
@@ -70,7 +71,7 @@ def reconstruct(
     batches = list(calls)
     if not batches:
         raise DataError("block reconstruction needs at least one batch")
-    line = _Line(root, paths, batches)
+    line = Line(root, paths, batches)
     learned = dict(parameters)
     is_signed = settings.optimizer == "signed"
     kind: type[GridLinear] = SignedLinear if is_signed else LearnedLinear
@@ -100,7 +101,7 @@ def _places_in(
     return inside
 
 
-class _Line:
+class Line:
     """The blocks one after another, in the float model and in the quantized one so far.
 
     A block that is fed with what the block before puts out, and nothing else of it, takes that
@@ -118,7 +119,10 @@ class _Line:
     ) -> None:
         self._root = root
         self._batches = batches
+        self._paths = tuple(paths)
         self._seen = block_calls(root, paths, batches)
+        # In the quantized model, behind a block for which it ran.
+        self._there: dict[str, Sequence[BlockCall]] = {}
         self._learned: dict[str, nn.Module] = {}
         self._exact: Sequence[Tensor] = ()
         self._quantized: Sequence[Tensor] = ()
@@ -128,7 +132,7 @@ class _Line:
         own = self._seen.pop(path)
         if not own.calls:
             return None
-        calls: Sequence[BlockCall] = own.calls
+        calls = self._there.pop(path, own.calls)
         exact, quantized = self._exact, self._quantized
         if not own.follows:
             own = self._watched(self._root, path)
@@ -154,10 +158,20 @@ class _Line:
         model = skeleton(self._root)
         for before, block in self._learned.items():
             set_submodule(model, before, block)
-        found = self._watched(model, path)
-        if [h.shape for h in found.hidden] != [h.shape for h in exact.hidden]:
-            found = exact
-        return found.calls, found.hidden
+        found = block_calls(model, [path, *self._behind(path)], self._batches)
+        own = found.pop(path)
+        if [h.shape for h in own.hidden] != [h.shape for h in exact.hidden]:
+            return exact.calls, exact.hidden
+        # What they are given beside their hidden state may come from quantized blocks too.
+        for after, others in found.items():
+            if len(others.calls) == len(own.calls):
+                self._there[after] = others.calls
+        return own.calls, own.hidden
+
+    def _behind(self, path: str) -> list[str]:
+        """Return the blocks that follow one, each fed with what the one before puts out."""
+        behind = self._paths[self._paths.index(path) + 1 :]
+        return list(takewhile(lambda p: self._seen[p].follows, behind))
 
     def take(
         self, path: str, block: nn.Module, task: Task, outputs: Sequence[Tensor]

@@ -113,10 +113,7 @@ class AutoRound(WeightAlgorithm):
             moved = offset - step * xp.sign(slope)
             offset = xp.minimum(xp.maximum(moved, lowest), highest)
             if learn_range:
-                slope_of_scale = sum_by_scale(
-                    slope * rounded.slope_of_scale, start.spec
-                )
-                shares = shares.stepped(slope_of_scale, start, step)
+                shares = shares.stepped(rounded.slopes(slope, params), start, step)
                 params = shares.of_range(start)
         assert best is not None
         return best
@@ -170,11 +167,13 @@ class _Rounded:
         codes: int32.
         units: Codes less the zero point, float32.
         slope_of_scale: d W_q / d scale with straight-through rounding.
+        is_cut: 1 where a code is cut to the range, else 0; float32.
     """
 
     codes: Array
     units: Array
     slope_of_scale: Array
+    is_cut: Array
 
     @classmethod
     def of(cls, weight: Array, offset: Array, params: QuantParams) -> _Rounded:
@@ -190,7 +189,33 @@ class _Rounded:
         units = codes - zero
         # Where a code is cut, a larger scale moves the number by whole units.
         through = xp.where(raw == codes, ratio, xp.zeros_like(ratio))
-        return cls(xp.astype(codes, xp.int32), units, units - through)
+        is_cut = xp.astype(raw != codes, xp.float32)
+        return cls(xp.astype(codes, xp.int32), units, units - through, is_cut)
+
+    def slopes(self, slope: Array, params: QuantParams) -> _Slopes:
+        """Return the loss's slopes along the grid, from those along the numbers."""
+        spec = params.spec
+        of_scale = sum_by_scale(slope * self.slope_of_scale, spec)
+        if spec.symmetric:
+            return _Slopes(of_scale, 0 * of_scale, params)
+        # A code that is cut stays where it is when the zero point moves: its number moves back.
+        of_zero = -params.scale * sum_by_scale(slope * self.is_cut, spec)
+        return _Slopes(of_scale, of_zero, params)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slopes:
+    """The loss's slopes along a grid, for each scale.
+
+    Attributes:
+        of_scale: Along the scale.
+        of_zero: Along the zero point.
+        params: The grid.
+    """
+
+    of_scale: Array
+    of_zero: Array
+    params: QuantParams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,23 +230,28 @@ class _Shares:
     low: Array
     high: Array
 
-    def stepped(self, slope: Array, start: QuantParams, step: float) -> _Shares:
+    def stepped(self, slopes: _Slopes, start: QuantParams, step: float) -> _Shares:
         """Return the shares after a step against the sign of their gradients.
 
+        With s = (high share * high - low share * low) / steps and
+        z = qmin - low share * low / s, rounded straight through.
+
         Args:
-            slope: Gradient with respect to the scale.
+            slopes: Of the loss, along the grid over these shares.
             start: The whole range.
             step: Size of the step.
         """
-        xp = array_namespace(slope)
+        xp = array_namespace(slopes.of_scale)
         low, high = _ends(start)
-        # A larger share of either end makes the scale larger; an end at zero has no say.
-        direction = xp.sign(slope)
-        grown_low = direction * xp.astype(low < 0, xp.float32)
-        grown_high = direction * xp.astype(high > 0, xp.float32)
+        scale = slopes.params.scale
+        zero_by_scale = low * self.low / (scale * scale)
+        slope = slopes.of_scale + slopes.of_zero * zero_by_scale
+        qmin, qmax = integer_range(start.spec)
+        of_high = slope * high
+        of_low = -low * (slope + slopes.of_zero * (qmax - qmin) / scale)
         return _Shares(
-            xp.clip(self.low - step * grown_low, 0.5, 1.25),
-            xp.clip(self.high - step * grown_high, 0.5, 1.25),
+            xp.clip(self.low - step * xp.sign(of_low), 0.5, 1.25),
+            xp.clip(self.high - step * xp.sign(of_high), 0.5, 1.25),
         )
 
     def of_range(self, start: QuantParams) -> QuantParams:
