@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from octavo.adapters.numpy.kernels.parallel import blas_kernels
+from octavo.core.contract.revision import REVISION
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
@@ -71,5 +72,5 @@ OFFERS: dict[str, tuple[Offer, ...]] = {
 def capability() -> Capability:
     """Return what the backend carries out: integer arithmetic, exact on any processor."""
     versions = {"numpy": np.__version__, "blas": blas_kernels() or "unknown"}
-    features = frozenset({*RESCALE_FEATURES.values(), LOW_RANK_REPAIR})
+    features = frozenset({*RESCALE_FEATURES.values(), LOW_RANK_REPAIR, REVISION})
     return Capability("numpy", "cpu", OFFERS, features, versions)

@@ -16,6 +16,7 @@ from octavo.adapters.numpy.kernels.casting import plain
 from octavo.adapters.numpy.kernels.fallback import REASON, native
 from octavo.adapters.numpy.observe.passes import observe, trace
 from octavo.adapters.numpy.observe.prefix_reuse import Reuse
+from octavo.adapters.numpy.observe.revision import NumpyRevision
 from octavo.adapters.numpy.run.kernels import Kernels
 from octavo.adapters.numpy.run.program import Program
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
@@ -141,6 +142,10 @@ class NumpySession(Session):
         """Return what runs candidates over the same batches, from the first changed node on."""
         arrays = [self._program.feed(batch) for batch in batches]
         return Reuse(self.graph, self._program, self._kernels, arrays)
+
+    def revision(self, batches: Iterable[Batch], limit: int) -> NumpyRevision:
+        """Return a graph whose weights may be replaced (feature ``revision``)."""
+        return NumpyRevision(self.graph, self._kernels, batches)
 
     def reference(self) -> NumpyCandidate:
         """Return the float graph, batch norms folded and activations fused."""

@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from octavo.adapters.onnx.apply.half_precision import HALVES
 from octavo.adapters.onnx.kernels.probing import Probe
+from octavo.core.contract.revision import REVISION
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
@@ -149,5 +150,5 @@ def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capabi
     else:
         device = config.providers[0]
     versions = {"onnxruntime": ort.__version__, "onnx": onnx.__version__}
-    features = frozenset({*RESCALE_FEATURES.values(), LOW_RANK_REPAIR})
+    features = frozenset({*RESCALE_FEATURES.values(), LOW_RANK_REPAIR, REVISION})
     return Capability("onnx", device, offers, features, versions)

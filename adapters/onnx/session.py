@@ -21,6 +21,7 @@ from octavo.adapters.onnx.files.fingerprint import digest
 from octavo.adapters.onnx.kernels.ledger import Decided, ExecutedLedger, float_line
 from octavo.adapters.onnx.observe.passes import Observed, observe
 from octavo.adapters.onnx.observe.prefix_reuse import Reuse
+from octavo.adapters.onnx.observe.revision import OnnxRevision
 from octavo.adapters.onnx.prepare.constants import constant
 from octavo.adapters.onnx.prepare.preparation import prepare
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
@@ -183,6 +184,10 @@ class OnnxSession(Session):
         groups = self._view.groups
         rescaled = rescale(self._prepared, self._sites, groups, factors)
         return OnnxSession(self._source, self.config, rescaled, groups)
+
+    def revision(self, batches: Iterable[Batch], limit: int) -> OnnxRevision:
+        """Return a model whose weights may be replaced (feature ``revision``)."""
+        return OnnxRevision(self._prepared, self.config, batches)
 
     def reference(self) -> OnnxCandidate:
         """Return the model as it was given."""

@@ -12,6 +12,7 @@ import torch
 from octavo.adapters.pytorch.kernels.saturation import saturates
 from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
 from octavo.adapters.pytorch.qlayers.recurrent_kernels import missing_recurrent
+from octavo.core.contract.revision import REVISION
 from octavo.core.contract.training import TRAINING
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import (
@@ -131,6 +132,7 @@ def capability(device: str) -> Capability:
             *RESCALE_FEATURES.values(),
             *TRAINING,
             "gradients",
+            REVISION,
             "export:onnx",
             LOW_RANK_REPAIR,
         }

@@ -29,6 +29,7 @@ from octavo.adapters.pytorch.modules.shared_copy import (
 )
 from octavo.adapters.pytorch.observe.gradients import gradients
 from octavo.adapters.pytorch.observe.prefix_reuse import Reuse
+from octavo.adapters.pytorch.observe.revision import TorchRevision
 from octavo.adapters.pytorch.observe.staged import Resumable
 from octavo.adapters.pytorch.run.batches import Call, tensors_in, to_call
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
@@ -268,6 +269,10 @@ class TorchSession(Session):
         ``gradients``)."""
         calls = self._calls(batches)
         return gradients(self._whole(), calls, tensors, sink, seed, along or {})
+
+    def revision(self, batches: Iterable[Batch], limit: int) -> TorchRevision:
+        """Return a skeleton whose weights may be replaced (feature ``revision``)."""
+        return TorchRevision(self._whole(), lambda: self._calls(batches), limit)
 
     def training(self) -> Training:
         """Return what learns from data; its modules are imported only now."""

@@ -33,6 +33,7 @@ from octavo.core.values.recipe import Recipe
 from .candidate import Candidate as Candidate
 from .candidate import OpParameters as OpParameters
 from .parts import PartConfig
+from .revision import Revision
 from .training import Training
 
 Sink = Callable[[str, Array], None]
@@ -229,6 +230,23 @@ class Session(ABC):
         """
         raise SchemeError(
             f"{type(self).__name__} does not offer gradients; choose another sensitivity"
+        )
+
+    def revision(self, batches: Iterable[Batch], limit: int) -> Revision:
+        """Return a model of its own whose weights may be replaced, watched over these batches.
+
+        Feature ``revision``.
+
+        Args:
+            batches: Batches that can be read again.
+            limit: Bytes that it may keep of them between two observations.
+
+        Raises:
+            SchemeError: If the backend does not offer it.
+        """
+        raise SchemeError(
+            f"{type(self).__name__} replaces no weights of a model that it observes; use gptq in "
+            "place of gptaq"
         )
 
     def training(self) -> Training:

@@ -27,6 +27,9 @@ class WeightContext:
             ``channel_square``.
         gradient_square: Mean square of the loss's gradient at each weight, float32, of the
             matrix's shape; ``gradient_square``.
+        quantized_gram: X'^T X' over the inputs X' that the model gives whose earlier weights are
+            quantized, float32, shape (features, features); ``paired_gram``.
+        drift: (X - X')^T X', X the float model's inputs, likewise; ``paired_gram``.
         count: Number of rows seen.
         params: The grid that must be used, where one tensor is quantized in parts; else None.
         start: What the algorithm before this one in a chain made of the same matrix, for those
@@ -41,6 +44,8 @@ class WeightContext:
     start: QuantizedTensor | None = None
     channel_square: Array | None = None
     gradient_square: Array | None = None
+    quantized_gram: Array | None = None
+    drift: Array | None = None
 
     def require_gram(self, who: str) -> Array:
         """Return the Gram matrix.

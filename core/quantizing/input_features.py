@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from array_api_compat import array_namespace, device
 
@@ -22,7 +22,7 @@ INDEPENDENT = ("embedding", "lstm", "gru", "rnn", "batched_linear")
 A looked-up row is an output by itself, and a recurrent state is not observed.
 """
 
-WEIGHING = frozenset({"gram", "channel_range", "channel_square"})
+WEIGHING = frozenset({"gram", "channel_range", "channel_square", "paired_gram"})
 """Needs that say how much each feature weighs: without them an algorithm cannot work."""
 
 _MEANS = frozenset({"channel_mean", "channel_square"})
@@ -30,6 +30,21 @@ _MEANS = frozenset({"channel_mean", "channel_square"})
 
 SeenBy = Callable[[str, str], Statistics]
 """(op name, value name) -> what calibration saw of the value as the op meets it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PairedMoments:
+    """Second moments of an op's inputs X of the float model and X' of the quantized one.
+
+    Attributes:
+        gram: X'^T X', float32, shape (groups, features, features).
+        drift: (X - X')^T X', likewise.
+        count: Number of rows seen.
+    """
+
+    gram: Array
+    drift: Array
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,8 @@ class WeightRequest:
         seen_by: What calibration saw.
         gradient_square: The mean square of the loss's gradient at the weight, of its shape, where
             ``needs`` asks for it.
+        paired: What reaches the op in the float and the quantized model, where ``needs`` asks for
+            it and some did.
     """
 
     op: Op
@@ -52,6 +69,7 @@ class WeightRequest:
     needs: frozenset[str]
     seen_by: SeenBy
     gradient_square: Array | None = None
+    paired: PairedMoments | None = None
 
     def observers(self, user: Op) -> Iterator[tuple[Probe, Observer]]:
         """Yield what was asked of one user's input features, and who saw it."""
@@ -89,7 +107,7 @@ def weight_contexts(request: WeightRequest, matrix: Array) -> list[WeightContext
     # An expert may have met no token: then its features, too, count as independent and weigh alike.
     weigh_alike = bool(asked) or request.op.type in INDEPENDENT
     if weigh_alike and request.needs & WEIGHING:
-        return [_independent(matrix)]
+        return [independent(matrix)]
     return [WeightContext()]
 
 
@@ -105,13 +123,22 @@ def _saw_rows(request: WeightRequest, user: Op) -> bool:
     return False
 
 
-def _independent(matrix: Array) -> WeightContext:
+def independent(matrix: Array) -> WeightContext:
+    """Return what an algorithm is given of features that weigh alike."""
     xp = array_namespace(matrix)
     features = matrix.shape[1]
     where = device(matrix)
     eye = xp.eye(features, dtype=xp.float32, device=where)
     ones = xp.ones((features,), dtype=xp.float32, device=where)
-    return WeightContext(eye, ones, 0 * ones, 1, channel_square=ones)
+    return WeightContext(
+        eye,
+        ones,
+        0 * ones,
+        1,
+        channel_square=ones,
+        quantized_gram=eye,
+        drift=0 * eye,
+    )
 
 
 def _together(request: WeightRequest, seen: Iterable[Op]) -> dict[str, FeatureObserver]:
@@ -170,6 +197,30 @@ def _of_all_groups(seen: Mapping[str, Array]) -> dict[str, Array]:
             xp = array_namespace(values)
             together[need] = xp.reshape(values, (-1,))
     return together
+
+
+def with_paired(
+    op: Op, contexts: list[WeightContext], paired: PairedMoments
+) -> list[WeightContext]:
+    """Return the contexts with an op's paired moments; one for each group of a convolution."""
+    gram, drift = paired.gram, paired.drift
+    if op.type == "conv_transpose":
+        gram, drift = (
+            _block_diagonal(gram)[None, ...],
+            _block_diagonal(drift)[None, ...],
+        )
+    groups = gram.shape[0]
+    if len(contexts) != groups:
+        contexts = contexts * groups
+    return [
+        replace(
+            context,
+            quantized_gram=gram[i, ...],
+            drift=drift[i, ...],
+            count=paired.count,
+        )
+        for i, context in enumerate(contexts)
+    ]
 
 
 def _block_diagonal(blocks: Array) -> Array:

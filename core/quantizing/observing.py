@@ -34,6 +34,7 @@ class Observation:
         met: How many batches came by each value; None before the pass.
         passes: How often the batches were read.
         batches: The calibration batches, where they can be read again.
+        gram_bytes: What may be kept between two passes.
     """
 
     def __init__(self, opened: Opened, host: PluginHost, gram_bytes: int) -> None:
@@ -43,7 +44,7 @@ class Observation:
         self.batches: Iterable[Batch] | None = None
         self._opened = opened
         self._host = host
-        self._gram_bytes = gram_bytes
+        self.gram_bytes = gram_bytes
         self._can_read_again = False
         self._watch: Callable[[Iterable[str], Sink], int] | None = None
 
@@ -64,10 +65,10 @@ class Observation:
         later: tuple[Page, ...] = ()
         if self._can_read_again:
             self.batches = batches
-            probes, later = paged(probes, self._opened.view.ops, self._gram_bytes)
+            probes, later = paged(probes, self._opened.view.ops, self.gram_bytes)
         numbered = Numbered(batches)
         self._watch = self._opened.session.watcher(
-            numbered, self._gram_bytes if later else 0
+            numbered, self.gram_bytes if later else 0
         )
         self.statistics = Statistics(
             probes, self.make, self._pages(later) if later else None

@@ -41,6 +41,7 @@ from .float_reasons import why_float
 from .gram_pages import GRAM_BYTES
 from .non_finite import non_finite_ops, refuse
 from .observing import Observation
+from .paired_inputs import PairedWalk
 from .probing import ProbePlan
 from .recovering import Recovering, TrainFn
 from .rescaled import Prepared
@@ -282,10 +283,11 @@ class Realizer:
         prepared = self.prepared(recipe.transforms)
         readers = wishes_of_readers(view, recipe)
         without_range = self._unreached(recipe)
+        walk = self._weights.walk(recipe, prepared)
         # In execution order, as pages of Gram matrices are observed; a recipe has its ops in the
         # order of their names.
         return {
-            op.name: self._of_op(op, recipe, prepared, readers)
+            op.name: self._of_op(op, recipe, prepared, readers, walk)
             for op in view.ops
             if op.name in recipe.schemes and op.name not in without_range
         }
@@ -296,9 +298,10 @@ class Realizer:
         recipe: Recipe,
         prepared: Prepared,
         readers: Mapping[str, Wish | None],
+        walk: PairedWalk | None,
     ) -> OpParameters:
         scheme = recipe[op.name]
-        weights = self._weights.of(op, recipe, prepared)
+        weights = self._weights.of(op, recipe, prepared, walk)
         is_static = scheme.mode == "static"
         inputs = self._ranges.of_inputs(op, scheme, prepared) if is_static else ()
         outputs = (

@@ -16,6 +16,7 @@ from octavo.core.values.scheme import FLOAT, OpScheme
 from .bias import correct_bias
 from .input_features import WeightRequest
 from .observing import Observation
+from .paired_inputs import PairedWalk
 from .probing import ProbePlan
 from .rescaled import Prepared
 from .squared_gradients import Gradients
@@ -64,19 +65,38 @@ class QuantizedWeights:
     ) -> None:
         self.made = 0
         self._gradients = Gradients(opened, plan, observation)
+        self._observation = observation
         self._opened = opened
         self._host = host
         self._plan = plan
         self._weights: dict[Key, QuantizedTensor] = {}
         self._biases: dict[Key, Array | None] = {}
 
-    def of(self, op: Op, recipe: Recipe, prepared: Prepared) -> OpWeights:
+    def walk(self, recipe: Recipe, prepared: Prepared) -> PairedWalk | None:
+        """Return a walk along the model for a recipe; None where no algorithm takes part in it."""
+        asks = any(
+            "paired_gram" in self._plan.needs_of(scheme)
+            for scheme in recipe.schemes.values()
+            if scheme.weight is not None
+        )
+        if not asks:
+            return None
+        return PairedWalk(self._opened, prepared.session, self._observation)
+
+    def of(
+        self,
+        op: Op,
+        recipe: Recipe,
+        prepared: Prepared,
+        walk: PairedWalk | None = None,
+    ) -> OpWeights:
         """Return what a recipe makes of an op's weights.
 
         Args:
             op: The op.
             recipe: Says its scheme, and those of ops that share its weight.
             prepared: The state after the recipe's transforms.
+            walk: What :meth:`walk` returned, with the ops before this one behind it.
 
         Raises:
             NonFiniteWeight: If a weight holds NaN or Inf.
@@ -87,8 +107,15 @@ class QuantizedWeights:
         parts = [
             replace(op, weight=weight, bias=None, further=()) for weight in op.further
         ]
-        first, bias = self._weight(op, recipe, prepared) if op.weight else (None, None)
-        further = tuple(self._weight(part, recipe, prepared)[0] for part in parts)
+        first, bias = (None, None)
+        if op.weight:
+            first, bias = self._weight(op, recipe, prepared, walk)
+        further = tuple(self._weight(part, recipe, prepared, walk)[0] for part in parts)
+        if walk is not None:
+            made = (first, *further) if op.weight else further
+            for weight, quantized in zip(op.weights, made, strict=True):
+                assert quantized is not None
+                walk.replace(weight.name, quantized.dequantize)
         return OpWeights(first, further, bias)
 
     def corrects_bias(self, scheme: OpScheme) -> bool:
@@ -102,12 +129,14 @@ class QuantizedWeights:
         return False
 
     def _weight(
-        self, op: Op, recipe: Recipe, prepared: Prepared
+        self, op: Op, recipe: Recipe, prepared: Prepared, walk: PairedWalk | None
     ) -> tuple[QuantizedTensor, Array | None]:
         scheme = self._scheme_on_device(op, recipe)
         key = self._key(op, scheme, recipe, prepared)
+        if walk is not None and "paired_gram" in self._plan.needs_of(scheme):
+            key = (*key, self._before(op, recipe))
         if key not in self._weights:
-            self._weights[key] = self._quantized(op, scheme, prepared)
+            self._weights[key] = self._quantized(op, scheme, prepared, walk)
             self.made += 1
         quantized = self._weights[key]
         if not (self.corrects_bias(scheme) and op.bias):
@@ -116,6 +145,16 @@ class QuantizedWeights:
         if at not in self._biases:
             self._biases[at] = self._corrected(op, quantized, prepared)
         return quantized, self._biases[at]
+
+    def _before(self, op: Op, recipe: Recipe) -> Key:
+        """Return the schemes of all ops before one: what reaches it depends on them."""
+        schemes = []
+        for other in self._opened.view.ops:
+            if other.name == op.name:
+                break
+            if other.name in recipe.schemes and not recipe[other.name].is_float:
+                schemes.append((other.name, recipe[other.name]))
+        return (tuple(schemes), recipe.transforms)
 
     def _scheme_on_device(self, op: Op, recipe: Recipe) -> OpScheme:
         """Return the scheme that the device carries out for an op.
@@ -148,13 +187,20 @@ class QuantizedWeights:
         )
 
     def _quantized(
-        self, op: Op, scheme: OpScheme, prepared: Prepared
+        self,
+        op: Op,
+        scheme: OpScheme,
+        prepared: Prepared,
+        walk: PairedWalk | None,
     ) -> QuantizedTensor:
         assert op.weight is not None
         needs = self._plan.needs_of(scheme)
         squares = None
         if "gradient_square" in needs:
             squares = self._gradients.squares(op, prepared.session)
+        paired = None
+        if walk is not None and "paired_gram" in needs:
+            paired = walk.moments(op)
         request = WeightRequest(
             op,
             self._plan.users(op.weight),
@@ -162,6 +208,7 @@ class QuantizedWeights:
             needs,
             prepared.seen_by,
             squares,
+            paired,
         )
         made = quantize_weight(
             request, prepared.session.tensor(op.weight.name), self._host

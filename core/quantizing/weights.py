@@ -22,7 +22,14 @@ from octavo.core.values.scheme import OpScheme, QuantSpec
 from octavo.core.values.sizes import block_shape
 
 from .chains import built_chain
-from .input_features import INDEPENDENT, WEIGHING, WeightRequest, weight_contexts
+from .input_features import (
+    INDEPENDENT,
+    WEIGHING,
+    WeightRequest,
+    independent,
+    weight_contexts,
+    with_paired,
+)
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
@@ -53,6 +60,11 @@ def quantize_weight(
     axis = op.weight.channel_axis % array.ndim
     matrix = to_matrix(array, axis)
     contexts = weight_contexts(request, matrix)
+    if request.paired is not None:
+        contexts = with_paired(op, contexts, request.paired)
+    elif "paired_gram" in request.needs:
+        # Nothing came by: an expert without a token, a looked-up table.
+        contexts = [independent(matrix)]
     if request.gradient_square is not None:
         squares = to_matrix(request.gradient_square, axis)
         contexts = _with_gradients(contexts, squares)

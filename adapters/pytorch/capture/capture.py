@@ -67,6 +67,10 @@ class Capture(ABC):
         """
 
     @abstractmethod
+    def before_readers(self, values: Collection[str]) -> int:
+        """Return a place at which no op that reads one of these values has run."""
+
+    @abstractmethod
     def on(self, root: nn.Module, factors: InputMaps) -> Capture:
         """Return the same view over another skeleton of the same structure (rescaled weights)."""
 

@@ -139,6 +139,10 @@ class ModuleCapture(Capture):
         stop = self.end if is_behind_all else (last + 1) // 2
         return first, stop
 
+    def before_readers(self, values: Collection[str]) -> int:
+        """Return the number of the first block that must run: its readers lie in it, or behind."""
+        return self.span(values)[0]
+
 
 def _notes(why: str, idle: Collection[str], seen: Trace | None) -> list[str]:
     """Return what was out of reach and why."""

@@ -27,7 +27,6 @@ from torch.utils.hooks import RemovableHandle
 
 from octavo.adapters.pytorch.apply.input_maps import install
 from octavo.adapters.pytorch.capture.capture import Capture
-from octavo.adapters.pytorch.capture.folding import channel_gain, over_weight
 from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.modules.shared_copy import (
     named_tensors,
@@ -36,6 +35,8 @@ from octavo.adapters.pytorch.modules.shared_copy import (
 )
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.errors import SchemeError
+
+from .folded_weights import folded_gain
 
 Tensor = torch.Tensor
 TensorSink = Callable[[str, Tensor], None]
@@ -70,7 +71,7 @@ def gradients(
     Raises:
         SchemeError: If no output depends on a tensor in a way that can be differentiated.
     """
-    gains = {name: _gain(capture, name) for name in tensors}
+    gains = {name: folded_gain(capture, name) for name in tensors}
     root = _watched_copy(capture, gains)
     watched = {name: _parameter(root, name) for name in gains}
     directions: dict[Tensor, Tensor] = {}
@@ -219,22 +220,6 @@ def _parameter(root: nn.Module, name: str) -> nn.Parameter:
     found = getattr(root.get_submodule(path), leaf)
     assert isinstance(found, nn.Parameter)
     return found
-
-
-def _gain(capture: Capture, name: str) -> Tensor | None:
-    """Return what a folded batch norm multiplies a weight with, one factor for each output channel.
-
-    None where there is no norm.
-    """
-    for layer in capture.layers.values():
-        if layer.norm and name == f"{layer.path}.weight":
-            norm = capture.root.get_submodule(layer.norm)
-            module = capture.root.get_submodule(layer.path)
-            gain = channel_gain(norm)
-            # A channel that the norm silences has no weight as the op uses it.
-            finite = torch.where(gain == 0, torch.inf, gain)
-            return over_weight(finite, module)
-    return None
 
 
 def _stream(

@@ -21,6 +21,9 @@ from .float_runs import resumes, watch_for
 from .prefix_reuse import bytes_of
 from .watch import Watch
 
+Calls = Callable[[], Iterator[Call]]
+"""Gives the batches; it may be called again."""
+
 Kept = list[tuple[Call, Mapping[int, Any]]]
 """Batches, and what the rest of the model needs of each: place -> what is alive there."""
 
@@ -36,11 +39,19 @@ class Resumable:
         capture: The float model.
         calls: Gives the batches; it may be called again.
         limit: Bytes that may be kept, the batches included; where they are not enough nothing is.
+        is_revised: Weights behind the last values may be replaced between two calls: what is kept
+            lies before whatever reads these values.
     """
 
     def __init__(
-        self, capture: Capture, calls: Callable[[], Iterator[Call]], limit: int
+        self,
+        capture: Capture,
+        calls: Callable[[], Iterator[Call]],
+        limit: int,
+        *,
+        is_revised: bool = False,
     ) -> None:
+        self._is_revised = is_revised
         self._capture = capture
         self._calls = calls
         self._limit = limit
@@ -68,6 +79,9 @@ class Resumable:
                 # Let go of before the next batch, whose own is alive by then.
                 del before
                 count += 1
+                if self._is_revised:
+                    last = self._capture.before_readers(values)
+                    after = {at: v for at, v in after.items() if at <= last}
                 reached.add(call, after)
         self._kept = reached.kept
         return count

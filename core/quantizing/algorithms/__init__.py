@@ -11,6 +11,7 @@ from octavo.core.contract.parts import Part
 from .adaround import AdaRoundConfig
 from .autoround import AutoRoundConfig
 from .awq import AwqConfig
+from .gptaq import GptaqConfig
 from .gptq import GptqConfig
 from .hqq import HqqConfig
 from .importance import ImportanceConfig
@@ -76,6 +77,14 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             "column by column, later columns make up for the error",
             needs=_GRAM,
             format=_STORED,
+            refines=True,
+        ),
+        Part(
+            "gptaq",
+            f"{_HERE}.gptaq:Gptaq",
+            GptaqConfig,
+            "gptq on the quantized model's inputs, making up for what these have lost",
+            needs=frozenset({"paired_gram"}),
             refines=True,
         ),
         Part(

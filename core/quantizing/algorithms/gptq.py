@@ -60,13 +60,33 @@ class Gptq(WeightAlgorithm):
         self, matrix: Array, spec: QuantSpec, context: WeightContext
     ) -> QuantizedTensor:
         """Quantize to any dtype, per tensor, channel or group."""
+        gram = context.require_gram("gptq")
+        return self.rounded(matrix, spec, context, gram)
+
+    def rounded(
+        self,
+        matrix: Array,
+        spec: QuantSpec,
+        context: WeightContext,
+        gram: Array,
+        drift: Array | None = None,
+    ) -> QuantizedTensor:
+        """Return the codes of one sweep.
+
+        Args:
+            matrix: The weight, shape (rows, features).
+            spec: No blocks.
+            context: May prescribe a grid, or hold a start.
+            gram: G, shape (features, features).
+            drift: (X - X')^T X' of inputs X that have become X', for GPTAQ; None where they are the
+                same.
+        """
         if spec.granularity.startswith("block:"):
             raise SchemeError(
-                f"gptq rounds column by column and cannot share a scale over rows ({spec}); "
-                "use group or channel granularity"
+                f"{self.config.kind} rounds column by column and cannot share a scale over rows "
+                f"({spec}); use group or channel granularity"
             )
         xp = array_namespace(matrix)
-        gram = context.require_gram("gptq")
         weight = xp.astype(matrix, xp.float32)
         diagonal = xp.linalg.diagonal(gram)
         if 0 in matrix.shape:
@@ -82,30 +102,49 @@ class Gptq(WeightAlgorithm):
             fixed, extra = self._grid(weight, spec, context, diagonal)
         if self.config.act_order:
             assert fixed is not None
-            codes = self._by_size_of_inputs(weight, gram, fixed, grid)
+            codes = self._by_size_of_inputs(weight, gram, fixed, grid, drift)
             found = QuantizedTensor(codes, fixed, extra)
         else:
-            feedback = feedback_matrix(gram, self.config.damping)
-            codes, params = Sweep(weight, spec, feedback, fixed).run(grid)
+            feedback, carried = self._factors(gram, drift)
+            sweep = Sweep(weight, spec, feedback, fixed, drift=carried)
+            codes, params = sweep.run(grid)
             found = QuantizedTensor(codes, params, extra)
-        if context.start is None:
+        # With drifted inputs the better row is not the one of less weight error.
+        if context.start is None or drift is not None:
             return found
         return best_rows(found, context.start, weight, gram)
 
     def _by_size_of_inputs(
-        self, weight: Array, gram: Array, params: QuantParams, grid: ChooseGrid
+        self,
+        weight: Array,
+        gram: Array,
+        params: QuantParams,
+        grid: ChooseGrid,
+        drift: Array | None,
     ) -> Array:
         """Return codes, rounded from the column with the largest inputs on."""
         xp = array_namespace(weight)
         ranks = xp.argsort(-xp.linalg.diagonal(gram), stable=True)
         gram = xp.take(xp.take(gram, ranks, axis=0), ranks, axis=1)
-        feedback = feedback_matrix(gram, self.config.damping)
+        if drift is not None:
+            drift = xp.take(xp.take(drift, ranks, axis=0), ranks, axis=1)
+        feedback, carried = self._factors(gram, drift)
         order = [int(i) for i in ranks]
         sweep = Sweep(
-            xp.take(weight, ranks, axis=1), params.spec, feedback, params, order
+            xp.take(weight, ranks, axis=1),
+            params.spec,
+            feedback,
+            params,
+            order,
+            carried,
         )
         codes, _ = sweep.run(grid)
         return xp.take(codes, xp.argsort(ranks, stable=True), axis=1)
+
+    def _factors(self, gram: Array, drift: Array | None) -> tuple[Array, Array | None]:
+        """Return what a column takes of errors, and what it takes of columns (GPTAQ)."""
+        unit, _ = unit_factor(gram, self.config.damping)
+        return unit, None
 
     def _chooses_first(self, spec: QuantSpec) -> bool:
         """Whether scales are chosen before the first column.
@@ -125,10 +164,16 @@ class Gptq(WeightAlgorithm):
 
 
 def feedback_matrix(gram: Array, damping: float) -> Array:
-    """Return U + I of G + damping * mean(diag G) * I = (U + I) D (U + I)^T.
+    """Return U + I of :func:`unit_factor`."""
+    unit, _ = unit_factor(gram, damping)
+    return unit
+
+
+def unit_factor(gram: Array, damping: float) -> tuple[Array, Array]:
+    """Return U + I and D of G + damping * mean(diag G) * I = (U + I) D (U + I)^T.
 
     Returns:
-        Unit upper triangular, float32, shape (features, features).
+        Unit upper triangular, float32, shape (features, features); positive, shape (features,).
 
     Raises:
         SchemeError: If the matrix is not positive definite even with ten times the damping.
@@ -155,7 +200,8 @@ def feedback_matrix(gram: Array, damping: float) -> Array:
             del turned
         upper = xp.flip(factor, axis=(0, 1))
         del factor
-        return upper / xp.linalg.diagonal(upper)[None, :]
+        roots = xp.linalg.diagonal(upper)
+        return upper / roots[None, :], roots * roots
     raise SchemeError(
         f"the Gram matrix is not positive definite with damping {10 * damping}: {failure}; "
         "give more calibration data or more damping"

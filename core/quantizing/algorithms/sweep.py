@@ -44,6 +44,8 @@ class Sweep:
             so far.
         order: The columns' places in the original weight, which decide their groups; None where
             they are in their own order.
+        drift: Strictly upper triangular, shape (features, features): what a column takes of those
+            before it as they were when they were rounded (GPTAQ's P); None for nothing.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Sweep:
         feedback: Array,
         params: QuantParams | None,
         order: Sequence[int] | None = None,
+        drift: Array | None = None,
     ) -> None:
         xp = array_namespace(weight)
         features = weight.shape[1]
@@ -64,6 +67,13 @@ class Sweep:
         self._size = spec.group_size or features
         self._columns = contiguous(xp.matrix_transpose(weight))
         self._errors = xp.empty_like(self._columns)
+        self._drift = drift
+        # What errors are counted from: the weight, and what has drifted into it from outside the
+        # block.
+        self._targets = self._columns
+        if drift is not None:
+            self._targets = xp.asarray(self._columns, copy=True)
+            self._met = xp.empty_like(self._columns)
         self._grids = [] if params is None else _grids_of(params)
 
     def run(self, grid: ChooseGrid) -> tuple[Array, QuantParams]:
@@ -99,7 +109,9 @@ class Sweep:
     def _block(self, first: int, last: int, grid: ChooseGrid) -> Array:
         """Return the codes of the columns from ``first`` up to ``last``, shape (rows, columns)."""
         xp = self._xp
-        moved = self._columns[first:last, :]
+        if first and self._drift is not None:
+            self._targets[first:last, :] += self._drifted(0, first, last)
+        moved = self._targets[first:last, :]
         if first:
             moved = moved + self._feed_back(0, first, last)
         codes: list[Array] = []
@@ -129,6 +141,13 @@ class Sweep:
         errors = self._errors[since:first, :]
         return xp.matmul(feedback, errors)
 
+    def _drifted(self, since: int, first: int, last: int) -> Array:
+        """Return what columns ``first`` to ``last`` take of those since column ``since``."""
+        assert self._drift is not None
+        xp = self._xp
+        drift = xp.matrix_transpose(self._drift[since:first, first:last])
+        return xp.matmul(drift, self._met[since:first, :])
+
     def _rounded(self, moved: Array, block: int, start: int, stop: int) -> list[Array]:
         """Return the codes of the columns from ``start`` up to ``stop``, and keep their errors.
 
@@ -142,19 +161,37 @@ class Sweep:
         for first in range(start, stop, _STRIP):
             last = min(first + _STRIP, stop)
             strip = moved[first - block : last - block, :]
+            targets = self._targets[first:last, :]
             if first > block:
                 strip = strip + self._feed_back(block, first, last)
+                if self._drift is not None:
+                    drifted = self._drifted(block, first, last)
+                    strip, targets = strip + drifted, targets + drifted
             for k in range(first, last):
                 column = strip[k - first, :]
+                target = targets[k - first, :]
                 if k > first:
                     errors = self._errors[first:k, :]
                     feedback = self._feedback[first:k, k]
                     column = column + self._xp.matmul(feedback, errors)
+                if self._drift is not None:
+                    column, target = self._after_drift(column, target, first, k)
                 grid = self._grid_of(k)
                 marks, numbers = grid.round(column)
-                self._errors[k, :] = self._columns[k, :] - numbers
+                self._errors[k, :] = target - numbers
                 codes.append((marks, grid))
         return [grid.codes(marks) for marks, grid in codes]
+
+    def _after_drift(
+        self, column: Array, target: Array, first: int, k: int
+    ) -> tuple[Array, Array]:
+        """Return a column and its target with what the columns since ``first`` add; keep it."""
+        assert self._drift is not None
+        if k > first:
+            drifted = self._xp.matmul(self._drift[first:k, k], self._met[first:k, :])
+            column, target = column + drifted, target + drifted
+        self._met[k, :] = column
+        return column, target
 
     def _grid_of(self, column: int) -> _ColumnGrid:
         group = self._order[column] // self._size
@@ -167,10 +204,12 @@ class Sweep:
         Each is moved by what the ones before it leave.
         """
         xp = self._xp
-        own = self._columns[start:stop, :]
+        own = self._targets[start:stop, :]
         shift = moved[start - block : stop - block, :] - own
         if start > block:
             shift = shift + self._feed_back(block, start, stop)
+            if self._drift is not None:
+                own = own + self._drifted(block, start, stop)
         within = xp.matrix_transpose(self._feedback[start:stop, start:stop])
         return own + xp.linalg.solve(within, shift)
 

@@ -17,7 +17,7 @@ class Declaring:
     def test_what_features_declare_is_there(self, opened: Opened) -> None:
         """Each declared feature is a method that the backend brings, of session or training."""
         features = opened.capability.features
-        for name in ("rescale", "gradients", "export"):
+        for name in ("rescale", "gradients", "revision", "export"):
             # Some come in kinds: ``export:onnx``, ``rescale:shift``.
             is_declared = any(f == name or f.startswith(f"{name}:") for f in features)
             if is_declared:

@@ -45,9 +45,13 @@ def run(
     part = PARTS[name]
     # Not NumPy's own diagonal, which may not be written to.
     squares = None if gram is None else gram.diagonal() + 0
+    drift = None if gram is None else gram * 0.1
+    context = WeightContext(
+        gram=gram, channel_square=squares, quantized_gram=gram, drift=drift
+    )
     found: QuantizedTensor = part.build(
         part.config(kind=name, **{**FEW.get(name, {}), **options})
-    ).quantize(weight, spec, WeightContext(gram=gram, channel_square=squares))
+    ).quantize(weight, spec, context)
     return found
 
 

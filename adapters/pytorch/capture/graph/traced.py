@@ -117,6 +117,12 @@ class GraphCapture(Capture):
             return 0, self.end
         return min(places), max(places) + 1
 
+    def before_readers(self, values: Collection[str]) -> int:
+        """Return the place behind the first value; before it where a value is an op's own input."""
+        first, _ = self.span(values)
+        read_at_once = any(value.endswith(":in") for value in values)
+        return first if read_at_once else first + 1
+
     @cached_property
     def joined(self) -> Mapping[Node, str]:
         """Call site -> op, for ops with several."""
