@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from octavo.core.errors import ConfigError, nearest, shown
+from octavo.core.numerics.affine import is_integer
+from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import PartChoice
 
 from .training import Distillation, Qat, Reconstruction
@@ -99,6 +101,33 @@ def check_recovery(steps: Sequence[PartChoice]) -> None:
             )
 
 
+def nothing_to_learn(kind: str, recipe: Recipe) -> str:
+    """Return why a recipe leaves a kind of recovery nothing that it learns; '' where there may be.
+
+    What only a backend knows of its model comes later, and is its own error.
+
+    Args:
+        kind: Of the recovery.
+        recipe: What is quantized.
+    """
+    weights = [
+        (scheme.mode, scheme.weight)
+        for scheme in recipe.schemes.values()
+        if scheme.weight is not None
+    ]
+    if kind != QAT:
+        stored = [w for mode, w in weights if mode == "weight_only" and is_integer(w)]
+        if stored:
+            return ""
+        return f"{_known(kind).what} learns stored integer weights, and there are none"
+    if not weights:
+        return "training needs quantized weights, and there are none"
+    others = sorted({w.dtype for _, w in weights if not is_integer(w)})
+    if others:
+        return f"training takes integer weights, and there are {', '.join(others)}"
+    return ""
+
+
 def _known(kind: str) -> Recovery:
     found = RECOVERIES.get(kind)
     if found is None:
@@ -116,5 +145,6 @@ __all__ = [
     "Qat",
     "Recovery",
     "check_recovery",
+    "nothing_to_learn",
     "recovery_settings",
 ]

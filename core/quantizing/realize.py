@@ -179,7 +179,7 @@ class Realizer:
         found = self.recovering.known(recipe)
         if found is not None:
             return found
-        self.recovering.check(recipe.recovery)
+        self.recovering.check(recipe)
         made = self._carried_out(recipe)
         self.recovering.keep(made)
         return made

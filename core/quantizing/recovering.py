@@ -13,6 +13,7 @@ from octavo.core.contract.recovery import (
     RECONSTRUCTION,
     RECOVERIES,
     check_recovery,
+    nothing_to_learn,
     recovery_settings,
 )
 from octavo.core.contract.training import Training
@@ -77,27 +78,27 @@ class Recovering:
         self._opened = opened
         self._train_fn = train_fn
 
-    def check(
-        self, steps: Sequence[PartChoice], *, has_data: bool | None = None
-    ) -> None:
-        """Look at the steps of a recipe's recovery, before any work.
+    def check(self, recipe: Recipe, *, has_data: bool | None = None) -> None:
+        """Look at a recipe's recovery, before any work.
 
         Args:
-            steps: In order.
+            recipe: With its steps.
             has_data: Whether there is calibration data; None where calibration was done.
 
         Raises:
             ConfigError: If one is unknown, has a wrong setting or a wrong place, or if there is no
                 function that trains.
-            SchemeError: If this backend does not learn so.
+            SchemeError: If this backend does not learn so, or the recipe leaves nothing to learn.
             DataError: If there is no calibration data to learn from.
         """
+        steps = recipe.recovery
         check_recovery(steps)
         if has_data is None:
             has_data = self.batches is not None
         for step in steps:
-            if why := self.lacks(step.kind):
-                raise SchemeError(why)
+            why = self.lacks(step.kind) or nothing_to_learn(step.kind, recipe)
+            if why:
+                raise SchemeError(f"recovery {step.kind!r}: {why}")
             if step.kind == QAT and self._train_fn is None:
                 raise ConfigError(
                     "recovery 'qat' needs a function that trains: give train_fn, which takes the "

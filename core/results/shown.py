@@ -174,7 +174,9 @@ def _best(best: Trial) -> str:
     if not best.number:
         return f"the float model on {best.recipe.backend}"
     worse = worse_than_float(best)
-    what = f"{schemes(best.ledger)} {text.transformed(best.recipe)}".rstrip()
+    recipe = best.recipe
+    parts = (schemes(best.ledger), text.transformed(recipe), text.learned(recipe))
+    what = " ".join(filter(None, parts))
     told = f"trial {best.number} on {best.recipe.backend}: {what}"
     return f"{told}; {worse}" if worse else told
 

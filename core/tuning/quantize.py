@@ -96,7 +96,7 @@ def quantize_model(
             gram_bytes=settings.gram_bytes,
             train_fn=train_fn,
         )
-        realizer.recovering.check(recipe.recovery, has_data=batches is not None)
+        realizer.recovering.check(recipe, has_data=batches is not None)
         if batches is None and realizer.probes():
             what = (
                 f"scheme {str(asked)!r}" if isinstance(asked, NamedScheme) else "this"

@@ -7,11 +7,12 @@ candidates that came closest before the next, dearer step begins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from octavo.core.contract.recovery import QAT
+from octavo.core.contract.recovery import QAT, nothing_to_learn
 from octavo.core.contract.strategy import WAIT, Foresight, Wait
+from octavo.core.quantizing.recovering import Recovering
 from octavo.core.tuning.bench import Bench
 from octavo.core.values.budgets import BITS, overruns
 from octavo.core.values.recipe import Recipe
@@ -38,6 +39,7 @@ class LadderPlan:
 class Ladder:
     """Asks for recoveries as a strategy asks for recipes; it is made when the search has ended.
 
+    Each step is tried on the candidates that came closest, of those that it can learn for.
     A step begins where the step before, on the same candidate, came closer to the goal than the
     candidate itself; else at the candidate. ``qat`` always begins at the candidate, for training
     starts from the float weights. Once a recovery passes, the others of its step are still tried,
@@ -50,9 +52,9 @@ class Ladder:
         plan: What is tried.
 
     Attributes:
-        candidates: The trials that are repaired, the closest to the goal first.
+        candidates: The trials that may be repaired, the closest to the goal first.
         most: So many recoveries there are at most.
-        why_not: Backend -> step -> why it is not carried out there.
+        unsuited: What is not tried, and why.
     """
 
     def __init__(self, bench: Bench, plan: LadderPlan) -> None:
@@ -60,9 +62,10 @@ class Ladder:
         self._plan = plan
         self._told: dict[str, Trial] = {}
         self._pending: set[str] = set()
-        self.candidates = closest(bench, plan.top)
-        self.why_not = _why_not(bench, self.candidates, plan.steps)
-        self.most = sum(len(self._carried(step)) for step in plan.steps)
+        self.candidates = closest(bench)
+        self._carried = [self._carrying(step) for step in plan.steps]
+        self.most = sum(map(len, self._carried))
+        self.unsuited = tuple(self._why_not())
 
     def ask(self) -> Recipe | Wait | None:
         """Return the next recipe to learn for; WAIT while a step is not told to its end."""
@@ -93,16 +96,8 @@ class Ladder:
         if not self.candidates:
             return "no candidate to recover: none was completed that keeps the budgets"
         if not self._told:
-            return "no recovery could be tried: no backend of the candidates offers it"
+            return "no recovery could be tried (see the remarks)"
         return f"{_recoveries(len(self._told))} did not reach the goal"
-
-    @property
-    def unsuited(self) -> Iterator[str]:
-        """Say of each step that a candidate's backend does not carry out why it does not."""
-        for lacking in self.why_not.values():
-            yield from (
-                f"no recovery by {kind}: {why}" for kind, why in lacking.items()
-            )
 
     def foresee(self) -> Foresight:
         """Return how many recoveries there may still be."""
@@ -111,33 +106,53 @@ class Ladder:
     def _tidy(self) -> None:
         """Let go of the models that nothing needs: neither the result nor a further step."""
         steps = len(self._plan.steps)
-        needed = {self._best_start(own, steps).digest for own in self.candidates}
+        repaired = [trial for carried in self._carried for trial in carried]
+        needed = {self._best_start(own, steps).digest for own in repaired}
         nearest = max(self._told.values(), key=lambda t: (t.margin, -t.number))
         needed.add(nearest.recipe.digest)
         for digest, trial in self._told.items():
             if not trial.passed and digest not in needed:
-                backend = self._bench.backends[trial.recipe.backend]
-                backend.realizer.recovering.forget(trial.recipe)
+                self._recovering(trial).forget(trial.recipe)
 
     def _recipes(self, place: int, step: PartChoice) -> Iterator[Recipe]:
         """Yield what a step is tried on, the closest candidate first."""
-        for trial in self._carried(step):
+        for trial in self._carried[place]:
             is_trained = step.kind == QAT
             start = trial.recipe if is_trained else self._best_start(trial, place)
             yield start.recovered(step)
 
-    def _carried(self, step: PartChoice) -> Sequence[Trial]:
-        """Return the candidates whose backend carries a step out."""
-        return [t for t in self.candidates if not self._lacks(t, step)]
+    def _carrying(self, step: PartChoice) -> Sequence[Trial]:
+        """Return the closest candidates that a step can learn for."""
+        fit = [t for t in self.candidates if not self._unfit(t, step)]
+        return fit[: self._plan.top]
 
-    def _lacks(self, candidate: Trial, step: PartChoice) -> bool:
-        return step.kind in self.why_not.get(candidate.recipe.backend, {})
+    def _unfit(self, candidate: Trial, step: PartChoice) -> str:
+        """Return why a step cannot learn for a candidate; '' where it may."""
+        lacking = self._recovering(candidate).lacks(step.kind)
+        return lacking or nothing_to_learn(step.kind, candidate.recipe)
+
+    def _recovering(self, trial: Trial) -> Recovering:
+        return self._bench.backends[trial.recipe.backend].realizer.recovering
+
+    def _why_not(self) -> Iterator[str]:
+        """Say of each step where it is not carried out, and where it has nothing to learn."""
+        backends = dict.fromkeys(trial.recipe.backend for trial in self.candidates)
+        for step, carried in zip(self._plan.steps, self._carried, strict=True):
+            for name in backends:
+                recovering = self._bench.backends[name].realizer.recovering
+                if why := recovering.lacks(step.kind):
+                    yield f"no recovery by {step.kind}: {why}"
+            if self.candidates and not carried:
+                nearest = self.candidates[0]
+                why = nothing_to_learn(step.kind, nearest.recipe)
+                if why:
+                    yield f"no recovery by {step.kind} for trial {nearest.number}: {why}"
 
     def _best_start(self, candidate: Trial, place: int) -> Recipe:
         """Return the best that the steps before one made of a candidate, or the candidate."""
         best = candidate
         for step in self._plan.steps[:place]:
-            if step.kind == QAT or self._lacks(candidate, step):
+            if step.kind == QAT:
                 continue
             learned = self._told.get(best.recipe.recovered(step).digest)
             if learned is None or learned.state == "failed":
@@ -147,7 +162,7 @@ class Ladder:
         return best.recipe
 
 
-def closest(bench: Bench, top: int) -> tuple[Trial, ...]:
+def closest(bench: Bench) -> tuple[Trial, ...]:
     """Return the trials of the search that came closest to the goal, the closest first.
 
     Those that overran a budget are none: what is learned changes no size. One whose evaluation was
@@ -155,7 +170,6 @@ def closest(bench: Bench, top: int) -> tuple[Trial, ...]:
 
     Args:
         bench: The run's.
-        top: How many at most.
     """
     searched = [
         trial
@@ -170,7 +184,7 @@ def closest(bench: Bench, top: int) -> tuple[Trial, ...]:
         return is_known, trial.margin, -trial.number
 
     unlike = {trial.recipe.digest: trial for trial in kept}
-    return tuple(sorted(unlike.values(), key=nearness, reverse=True)[:top])
+    return tuple(sorted(unlike.values(), key=nearness, reverse=True))
 
 
 def _overruns(bench: Bench, trial: Trial) -> bool:
@@ -182,18 +196,6 @@ def _overruns(bench: Bench, trial: Trial) -> bool:
     space = bench.backends[trial.recipe.backend].space
     applied = {op: line.applied for op, line in trial.ledger.items()}
     return bool(overruns(counted, space, applied, {}))
-
-
-def _why_not(
-    bench: Bench, candidates: Sequence[Trial], steps: Sequence[PartChoice]
-) -> Mapping[str, Mapping[str, str]]:
-    """Return backend -> kind of recovery -> why it is not carried out there."""
-    found: dict[str, dict[str, str]] = {}
-    for name in dict.fromkeys(trial.recipe.backend for trial in candidates):
-        recovering = bench.backends[name].realizer.recovering
-        lacking = {step.kind: recovering.lacks(step.kind) for step in steps}
-        found[name] = {kind: why for kind, why in lacking.items() if why}
-    return found
 
 
 def _recoveries(count: int) -> str:

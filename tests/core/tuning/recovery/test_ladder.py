@@ -73,7 +73,7 @@ def test_the_closest_come_first_and_the_rest_not_at_all() -> None:
     known = bench(
         trial(1, -3.0), trial(2, -1.0), trial(3, -2.0), trial(4, -2.0), failed
     )
-    assert [t.number for t in closest(known, 3)] == [2, 3, 4]
+    assert [t.number for t in closest(known)] == [2, 3, 4, 1]
 
 
 def test_what_overran_a_budget_is_no_candidate() -> None:
@@ -82,17 +82,17 @@ def test_what_overran_a_budget_is_no_candidate() -> None:
     stopped = trial(3, -1.0, state="rejected")
     kept = trial(4, -5.0)
     # Bits are known of a trial that was stopped; its size is not, so it comes after the others.
-    assert [t.number for t in closest(bench(wide, over, stopped, kept), 9)] == [1, 3, 4]
+    assert [t.number for t in closest(bench(wide, over, stopped, kept))] == [1, 3, 4]
     bits = bench(wide, over, stopped, kept, budgets={"bits": 2})
-    assert [t.number for t in closest(bits, 9)] == [3, 4]
+    assert [t.number for t in closest(bits)] == [3, 4]
     size = bench(wide, over, stopped, kept, budgets={"bits": 2, "size": 0.5})
-    assert [t.number for t in closest(size, 9)] == [4, 3]
+    assert [t.number for t in closest(size)] == [4, 3]
 
 
 def test_recoveries_are_no_candidates_themselves() -> None:
     first = trial(1, -2.0)
     learned = replace(first, number=2, recipe=first.recipe.recovered(D), margin=-1.0)
-    assert [t.number for t in closest(bench(first, learned), 2)] == [1]
+    assert [t.number for t in closest(bench(first, learned))] == [1]
 
 
 def test_step_by_step_on_each_candidate_as_far_as_the_last_step() -> None:
@@ -167,6 +167,39 @@ def test_what_a_backend_lacks_is_said_and_left_out(lacking: tuple[str, ...]) -> 
     ]
     told = [f"no recovery by {kind}: no {kind} here" for kind in lacking]
     assert list(ladder.unsuited) == told
+
+
+def test_a_step_is_tried_on_the_closest_that_it_can_learn_for() -> None:
+    static = trial(1, -1.0)
+    own = OpScheme(
+        mode="static", weight=scheme(2).weight, input=QuantSpec(dtype="int8")
+    )
+    static = replace(static, recipe=Recipe({"a": own}, (), "torch"))
+    floats = trial(2, -2.0)
+    fp8 = OpScheme(mode="weight_only", weight=QuantSpec(dtype="fp8_e4m3fn"))
+    floats = replace(floats, recipe=Recipe({"a": fp8}, (), "torch"))
+    elsewhere = trial(3, -3.0)
+    recipe = Recipe(elsewhere.recipe.schemes, (), "onnx")
+    elsewhere = replace(elsewhere, recipe=recipe)
+    known = bench(static, floats, elsewhere, trial(4, -4.0), trial(5, -5.0))
+    known.backends["onnx"] = Backend("distillation", "qat")
+    ladder = Ladder(known, LadderPlan((D, Q), 1))
+    learned = [recipe for recipe in (ladder.ask(),) if isinstance(recipe, Recipe)]
+    assert learned[0].unrecovered == known.trials[3].recipe
+    ladder.tell(Trial(6, learned[0], margin=-1.0))
+    trained = ladder.ask()
+    assert isinstance(trained, Recipe)
+    assert trained.unrecovered == static.recipe
+    assert list(ladder.unsuited) == [
+        "no recovery by distillation: no distillation here",
+        "no recovery by qat: no qat here",
+    ]
+    alone = Ladder(bench(static), LadderPlan((D,), 1))
+    assert alone.ask() is None
+    assert list(alone.unsuited) == [
+        "no recovery by distillation for trial 1: distillation learns stored integer weights, "
+        "and there are none"
+    ]
 
 
 def test_only_models_that_are_still_needed_are_kept() -> None:
