@@ -58,7 +58,12 @@ def trials_table(title: str, trials: Sequence[Trial]) -> TextTable:
     measured = list(_measured_columns(trials))
     rows: list[tuple[object, ...]] = []
     for trial in trials:
-        what = (text.bits(trial), text.transformed(trial.recipe))
+        recipe = trial.recipe
+        what = (
+            text.counts(trial.ledger),
+            text.transformed(recipe),
+            text.learned(recipe),
+        )
         who = (trial.number, trial.recipe.backend, ", ".join(filter(None, what)))
         scores = [text.sure(trial, name) for name in names]
         costs = [tell(trial.objectives.get(name)) for name, _, tell in measured]

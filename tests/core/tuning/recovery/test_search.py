@@ -42,7 +42,7 @@ def tune(storage: Path, train_fn: Trains | None = residual.fit, **settings: Any)
         "rules": [TWO_BITS],
         "budgets": {"bits": 2.5},
         "max_trials": 2,
-        "tolerance": 0.01,
+        "tolerance": 0.03,
         "minimise": "size",
         "accuracy": {"guard": False},
         **settings,
