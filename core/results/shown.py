@@ -237,7 +237,8 @@ def quantized_summary(found: Shown, width: int) -> str:
 
 def _quantized_parts(found: Shown) -> Iterator[TextTable | Text]:
     recipe = found.candidate.recipe
-    yield Text(f"Quantized on {recipe.backend} {text.transformed(recipe)} {text.learned(recipe)}".rstrip())
+    done = (text.transformed(recipe), text.learned(recipe))
+    yield Text(" ".join(filter(None, (f"Quantized on {recipe.backend}", *done))))
     yield found.ledger.by_type()
     legend = found.ledger.legend()
     if legend is not None:
@@ -280,7 +281,8 @@ def html_of_quantized(found: Shown) -> str:
     ledger = found.candidate.ledger
     recipe = found.candidate.recipe
     backend = recipe.backend
-    told = f"{text.counts(ledger)} {text.transformed(recipe)} {text.learned(recipe)}".rstrip()
+    done = (text.counts(ledger), text.transformed(recipe), text.learned(recipe))
+    told = " ".join(filter(None, done))
     kept = 100 * found.coverage.kept / max(1, found.coverage.total)
     weights = f"{found.coverage.total:,} weights in all"
     shown = [
