@@ -94,3 +94,11 @@ def test_what_a_scheme_lacks_or_mistakes_is_told_before_work(
         ended = octavo("quantize", model, "--scheme", scheme)
         assert ended.code == 2, scheme
         assert message in " ".join(ended.err.split()), scheme
+
+
+def test_schemes_are_completed_by_formats_then_by_methods() -> None:
+    from octavo.cli.quantize import _names
+
+    assert "int8-static" in _names("int8")
+    assert "gptq" in _names("GP")
+    assert _names("int8_static+smooth") == ["int8_static+smoothquant"]

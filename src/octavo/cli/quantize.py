@@ -14,7 +14,9 @@ import typer
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
 from octavo.core.opening.config import TuningConfig
-from octavo.core.opening.grammar.named import NamedScheme, is_scheme
+from octavo.core.opening.grammar.methods import method_names
+from octavo.core.opening.grammar.named import NamedScheme, is_scheme, scheme_names
+from octavo.core.opening.grammar.written import plain
 from octavo.core.results.comparing import Comparison
 from octavo.core.results.result import Quantized, check_target
 from octavo.core.results.saved_recipes import FILES, Scheme, read_scheme
@@ -62,6 +64,14 @@ _DATA = "Samples that calibrate: an .npz, a folder of .npy, or module:name."
 _METRIC = f"Score both models on --data: {', '.join(METRICS)}."
 
 
+def _names(incomplete: str) -> list[str]:
+    """Return what a scheme may begin with, or the methods that may follow a '+'."""
+    before, plus, last = incomplete.rpartition("+")
+    host = PluginHost()
+    names = method_names(host) if plus else scheme_names(host)
+    return [f"{before}{plus}{name}" for name in names if name.startswith(plain(last))]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("quantize", epilog=EXAMPLES)(quantize)
@@ -69,7 +79,9 @@ def register(app: typer.Typer) -> None:
 
 def quantize(
     model: Model,
-    scheme: Annotated[str, option(HOW, "NAME", _SCHEME)] = "int8-static",
+    scheme: Annotated[
+        str, option(HOW, "NAME", _SCHEME, autocompletion=_names)
+    ] = "int8-static",
     data: Annotated[str | None, option(INPUT, "FILE", _DATA)] = None,
     labels: Labels = None,
     batch_size: BatchSize = 32,

@@ -7,19 +7,26 @@ import tomllib
 from importlib.resources import files
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
 from octavo.core.opening.grammar import aliases
 from octavo.core.opening.grammar.formats import USUAL, find_format, format_of
-from octavo.core.opening.grammar.methods import all_methods
+from octavo.core.opening.grammar.methods import (
+    Method,
+    all_methods,
+    find_methods,
+    method_names,
+)
 from octavo.core.opening.grammar.named import (
     NamedScheme,
     is_scheme,
     read_named,
     scheme_names,
 )
-from octavo.core.opening.grammar.written import Term
+from octavo.core.opening.grammar.written import Term, read
 from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
 from tests import tiny
 
@@ -83,6 +90,7 @@ def test_formats(text: str, name: str, mode: str, weight: str, source: str) -> N
         ("int4", "int4-weight-only"),
         ("int8", "int8-static"),
         ("outlier-suppression", "int8-static"),
+        ("lqer", "int4-weight-only"),
     ],
 )
 def test_plain_names_stand_for_formats(alias: str, format_name: str) -> None:
@@ -133,6 +141,8 @@ def test_outlier_suppression_brings_its_clipping_where_ranges_are_calibrated() -
         ("int4-weight-only+hadamard", False),
         ("hqq", False),
         ("gptq", True),
+        ("eora", True),
+        ("lqer", False),
         ("int4-weight-only+bias-correction", True),
         ("int4-weight-only+distill", True),
         ("float", False),
@@ -253,6 +263,30 @@ def test_an_op_takes_the_chain_the_calibrator_and_the_correction() -> None:
     assert named("int8-static").choices("embedding", [table]) == (table,)
     assert named("int8-static").choices("linear", [table]) == ()
     assert named("fp8-dynamic").choices("embedding", [table]) == ()
+
+
+WORDS = (*scheme_names(HOST), *method_names(HOST), "w4a8", "nonsense", "", "gptq(")
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4))
+def test_any_names_are_a_scheme_or_a_typed_error(words: list[str]) -> None:
+    text = "+".join(words)
+    try:
+        found = named(text)
+    except ConfigError:
+        return
+    assert read_named(str(found), HOST) == found
+    # Nothing that was written is lost.
+    asked = {m.choice.kind for word in words for m in methods_of(word)}
+    done = {m.choice.kind for m in found.methods}
+    assert asked == done
+
+
+def methods_of(word: str) -> tuple[Method, ...]:
+    """The methods of one word, looked up by itself."""
+    alias = aliases.METHODS.get(word)
+    (term,) = read(alias.stands_for if alias else word).terms
+    return find_methods(term, HOST)
 
 
 def test_strangers_methods_join_by_their_cards() -> None:

@@ -101,6 +101,20 @@ def test_a_whole_scheme_becomes_a_recipe() -> None:
     }
 
 
+def test_what_has_nothing_to_do_is_among_the_notes() -> None:
+    x = torch.randn(4, 48)
+    norm = torch.nn.Sequential(torch.nn.LayerNorm(48), torch.nn.Linear(48, 16)).eval()
+    made = octavo.quantize_model(norm, "int8-dynamic+outlier-suppression", [x])
+    assert any("calibrator token, which has nothing to do" in n for n in made.notes)
+    static = octavo.quantize_model(norm, "outlier-suppression", [x])
+    assert {str(s.calibrator) for s in static.candidate.recipe.schemes.values()} == {
+        "token"
+    }
+    assert [str(t) for t in static.candidate.recipe.transforms] == [
+        "outlier_suppression"
+    ]
+
+
 def test_float_is_a_scheme() -> None:
     made = octavo.quantize_model(model(), "float", backend="torch")
     assert not made.candidate.recipe.schemes
