@@ -112,7 +112,7 @@ def _simulated(scheme: NamedScheme, opened: Opened) -> str:
             rule = f'{{"simulated": True, "rules": [{{"scheme": "{scheme}"}}]}}'
             return (
                 ": it has no kernel here and is only simulated, which a configuration with "
-                f"simulated = true allows: {rule}"
+                f"simulated = true allows: {rule}, and quantize_model's simulated=True"
             )
     return ""
 

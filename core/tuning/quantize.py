@@ -43,6 +43,7 @@ def quantize_model(
     host: PluginHost | None = None,
     progress: bool | None = None,
     train_fn: TrainFn | None = None,
+    simulated: bool = False,
 ) -> Quantized:
     """Quantize without a search.
 
@@ -60,6 +61,8 @@ def quantize_model(
         progress: Whether a :class:`~octavo.ProgressDisplay` shows how it goes: None does on a
             terminal and in a notebook.
         train_fn: For a recipe whose recovery asks for ``qat``: as for :func:`autotune`.
+        simulated: Also carry out schemes that no kernel of the backend runs, such as
+            ``w2a4-static``: values are rounded, arithmetic is float, and the ledger says so.
 
     Returns:
         The quantized model with its ledger. Its ``compare()`` sets it beside the float model: size,
@@ -73,6 +76,8 @@ def quantize_model(
         backend = backend or asked.backend or None
     config = asked if isinstance(asked, (TuningConfig, Mapping)) else None
     settings = TuningConfig.read(config)
+    if simulated:
+        settings = TuningConfig.read(settings, simulated=True)
     only_one("transforms", settings.combinations)
     if backend is not None:
         settings = TuningConfig.read(settings, backends=(backend,))

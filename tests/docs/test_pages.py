@@ -25,6 +25,7 @@ SLOW = (
     "docs/coming-from/",
     "docs/deploying.md",
     "docs/slow-or-inaccurate.md",
+    "docs/training.md",
     "docs/tutorials/",
 )
 """Pages, and folders of them, whose blocks take over ten seconds."""

@@ -89,6 +89,8 @@ def quantized_model(model: Any, asked: Asked, default: str, feature: str) -> Qua
         backend=asked.backend,
         host=asked.host,
         progress=asked.progress,
+        # What is trained here may be meant for a machine that has kernels for it.
+        simulated=feature == "training",
     )
 
 

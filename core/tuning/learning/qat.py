@@ -40,7 +40,9 @@ def prepare_qat(
 
     Args:
         model: What :func:`octavo.quantize_model` returned; or a float model, as for it.
-        scheme: For a float model: as for :func:`octavo.quantize_model`; None is ``int8-static``.
+        scheme: For a float model: as for :func:`octavo.quantize_model`; None is ``int8-static``. It
+            may be one that only a simulation carries out here, such as ``w2a4-static``: the ledger
+            of the converted model says so.
         calibration: For a float model: as for :func:`octavo.quantize_model`.
         start: Where step sizes begin: ``calibration`` at the ranges that calibration found; ``lsq``
             at 2 <|v|> / sqrt(Qp) of the weights, and of the inputs on the first calibration batch
