@@ -42,14 +42,22 @@ ALONE: dict[str, PartChoice] = {
     "outlier_suppression_plus": PartChoice(kind="outlier_suppression_plus"),
     "hadamard": PartChoice(kind="hadamard"),
 }
+PAIRED = (
+    "smoothquant",
+    "equalization",
+    "spiq norm",
+    "outlier_suppression_plus",
+    "hadamard",
+)
+"""Those that are tried in pairs: the others choose by the same formulas."""
 
 
 def chains(*, pairs: bool) -> dict[str, Chain]:
-    """Return each transform, and with ``pairs`` each two in both orders."""
+    """Return each transform, and with ``pairs`` each two of some in both orders."""
     found: dict[str, Chain] = {"none": ()}
     found.update((name, (choice,)) for name, choice in ALONE.items())
     if pairs:
-        for first, second in permutations(ALONE, 2):
+        for first, second in permutations(PAIRED, 2):
             found[f"{first} > {second}"] = ALONE[first], ALONE[second]
     return found
 

@@ -9,7 +9,7 @@ import pytest
 
 from octavo.core.quantizing.transforms.base import usable
 from octavo.core.quantizing.transforms.suppression import thresholds
-from tests.core.quantizing.transforms.linears import factors_of
+from tests.core.quantizing.transforms.linears import HOST, factors_of
 
 ROWS, CHANNELS = 200, 32
 
@@ -383,3 +383,157 @@ def test_factors_are_finite_and_positive() -> None:
     given = np.asarray([np.nan, np.inf, -2, 0, 1e-9, 1e9, 3], np.float32)
     expected = np.asarray([1, 1, 1, 1, 1e-4, 1e4, 3], np.float32)
     np.testing.assert_allclose(usable(given), expected)
+
+
+# What is asked of calibration, and AWQ without data
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "needs"),
+    [
+        ("smoothquant", {}, {"channel_range"}),
+        ("smoothquant", {"alpha": "auto"}, {"channel_range", "gram"}),
+        ("spiq", {}, {"channel_range"}),
+        ("spiq", {"source": "norm"}, set()),
+        ("awq", {}, {"gram"}),
+        ("awq", {"source": "weights"}, set()),
+        ("outlier_suppression", {}, set()),
+        ("outlier_suppression_plus", {}, {"channel_range", "gram", "channel_mean"}),
+        ("outlier_suppression_plus", {"shift": False}, {"channel_range", "gram"}),
+        ("equalization", {}, set()),
+    ],
+)
+def test_no_more_is_observed_than_is_needed(
+    kind: str, options: dict[str, object], needs: set[str]
+) -> None:
+    part = HOST.part("transforms", kind)
+    settings = part.config(kind=kind, **options)
+    asked = settings.needs(part.needs) if hasattr(settings, "needs") else part.needs
+    assert asked == needs
+
+
+def test_awq_without_data_makes_channels_alike() -> None:
+    """NNCF's: the inverse of a channel's mean absolute weight, over all rows that it meets."""
+    matrices = weights()
+    matrices[0][:, 3] = matrices[1][:, 3] = 0
+    size = np.abs(np.concatenate(matrices)).mean(0)
+    expected = np.where(size > 0, size.mean() / np.where(size > 0, size, 1), 1)
+    found = factors_of("awq", inputs(), matrices, source="weights")
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_awq_tries_exponents_from_none_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.core.quantizing.transforms import awq
+
+    tried: list[float] = []
+
+    def noted(size: np.ndarray, exponent: float) -> np.ndarray:
+        tried.append(exponent)
+        return np.ones_like(size)
+
+    monkeypatch.setattr(awq, "importance", noted)
+    factors_of("awq", inputs(), weights(), grid=4)
+    assert tried == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_reason_is_given_where_no_norm_is_known() -> None:
+    from octavo.core.values.graph import Group
+
+    bare = Group("g", "rescale", ("0",), "", 4, "v")
+    known = Group("g", "rescale", ("0",), "", 4, "v", gain="gain")
+    for kind, options in (
+        ("outlier_suppression", {}),
+        ("spiq", {"source": "norm"}),
+        ("spiq", {}),
+        ("smoothquant", {}),
+    ):
+        part = HOST.part("transforms", kind)
+        made = part.build(part.config(kind=kind, **options))
+        asks = kind == "outlier_suppression" or bool(options)
+        assert ("folded before" in made.passes_over(bare)) == asks
+        assert made.passes_over(known) == ""
+
+
+# The objective: errors at the members' outputs
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_errors_of_convolutions_are_those_of_their_outputs(groups: int) -> None:
+    """Against the convolution itself, patch by patch."""
+    torch = pytest.importorskip("torch")
+    from octavo.core.calibration.features import FEATURE_OBSERVERS
+    from octavo.core.calibration.statistics import Statistics
+    from octavo.core.contract.calibrator import Probe
+    from octavo.core.numerics.rows import rows_of
+    from octavo.core.quantizing.transforms.base import Link, channel_energy
+    from octavo.core.quantizing.transforms.objective import input_error, weight_error
+    from octavo.core.values.graph import Group, ModelView, Op, Weight
+    from octavo.core.values.scheme import PartChoice, QuantSpec
+
+    random = np.random.default_rng(0)
+    x = random.normal(size=(5, 4, 6, 6)).astype(np.float32)
+    x *= np.asarray([1, 30, 0.2, 5], np.float32)[:, None, None]
+    w = random.normal(size=(6, 4 // groups, 3, 3)).astype(np.float32)
+    attributes = {"strides": 2, "pads": 1, "groups": groups}
+    op = Op("0", "conv", ("v",), ("y",), Weight("0", w.shape), attributes=attributes)
+    group = Group("g", "rescale", ("0",), "", 4, "v")
+    view = ModelView((op,), (group,))
+    rows = rows_of(op)
+    probe = Probe("v", PartChoice(kind="gram"), None, rows)
+    seen = Statistics([probe], lambda p: FEATURE_OBSERVERS["gram"](p.rows))
+    seen.update("v", x)
+    link = Link(group, view, (op,), {"0": w}.__getitem__, seen)
+    factors = np.asarray([0.5, 8, 0.1, 2], np.float32)
+
+    def outputs(inputs: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        given = (
+            torch.from_numpy(np.float32(inputs)),
+            torch.from_numpy(np.float32(weight)),
+        )
+        made = torch.nn.functional.conv2d(*given, stride=2, padding=1, groups=groups)
+        return np.asarray(made)
+
+    own = np.repeat(factors.reshape(groups, -1), 6 // groups, 0)[:, :, None, None]
+    scaled = (w * own).reshape(6, -1)
+    rounded = int8_rows(scaled).reshape(w.shape) / own
+    expected = ((outputs(x, rounded) - outputs(x, w)) ** 2).sum()
+    found = weight_error(link, factors, QuantSpec(dtype="int8", granularity="channel"))
+    assert found == pytest.approx(float(expected), rel=1e-2)
+    # Noise of a step, of that variance, gives that much at the outputs.
+    low, high = x.min((0, 2, 3)), x.max((0, 2, 3))
+    spec = QuantSpec(dtype="uint8", symmetric=False)
+    found = input_error(link, factors, spec, low, high)
+    step = ((high / factors).max() - (low / factors).min()) / 255
+    inner = x.shape[0] * 9 * step**2 / 12 * float((scaled**2).sum())
+    assert found == pytest.approx(inner, rel=1e-3)
+    # A channel's energy is its mean square under the kernel, padding included.
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.float64)
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+    energy = (patches[:, :, ::2, ::2] ** 2).mean((0, 2, 3, 4, 5))
+    np.testing.assert_allclose(channel_energy(link), energy, rtol=1e-4)
+    parts = np.split(w, groups)
+    largest = np.concatenate([abs(part).max((0, 2, 3)) for part in parts])
+    np.testing.assert_allclose(link.weight_absmax(), largest)
+
+
+def test_only_groups_that_carry_it_and_may_be_quantized_get_factors() -> None:
+    from octavo.core.quantizing.transforms.base import links
+    from octavo.core.values.graph import Group, ModelView, Op, Weight
+
+    ops = tuple(
+        Op(n, kind, ("v",), (f"y{n}",), Weight(n, (4, 4)))
+        for n, kind in (("a", "linear"), ("b", "linear"), ("e", "embedding"))
+    )
+    groups = (
+        Group("both", "rescale", ("a", "b"), "", 4, "v"),
+        Group("tied", "scheme", ("a", "b")),
+        Group("turned", "rescale", ("a",), "", 4, "v", takes=frozenset({"rotation"})),
+        Group("looked up", "rescale", ("e",), "", 4, "v"),
+        Group("kept", "rescale", ("b",), "", 4, "v"),
+    )
+    view = ModelView(ops, groups)
+    free = {name: view.by_name[name] for name in ("a", "e")}
+    found = list(links(view, dict, None, free))  # type: ignore[arg-type]
+    assert [(link.group.name, len(link.members)) for link in found] == [("both", 1)]
+    turned = links(view, dict, None, free, "rotation")  # type: ignore[arg-type]
+    assert [link.group.name for link in turned] == ["turned"]
