@@ -104,8 +104,10 @@ def affine_params(
     ipex         as tensorflow                        as tensorflow
     ============ ==================================== ===================================
 
-    Asymmetric: scale = (high - low) / (qmax - qmin); zero_point = round(qmin - low / scale), in
-    ``pytorch`` qmin - round(low / scale), which differs where low / scale ends in one half.
+    Asymmetric: scale = (high - low) / (qmax - qmin); zero_point = round(qmin - low / scale), as in
+    DynamicQuantizeLinear, in ``pytorch`` qmin - round(low / scale). Every qmin is even, so that
+    both send a tie to the same code. They differ only where low / scale lies so near to one half
+    that the float32 difference is the tie.
 
     Args:
         low: Lower ends, float, any shape.

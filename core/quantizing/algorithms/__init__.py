@@ -60,6 +60,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             "scales by alternating least squares on the groups' outputs, then round to nearest",
             needs=_GRAM,
             format=_STORED,
+            refines=True,
             rounds=_FREE_SCALES,
         ),
         Part(
@@ -85,6 +86,7 @@ def octavo_algorithms() -> Iterable[Part[Any]]:
             GptaqConfig,
             "gptq on the quantized model's inputs, making up for what these have lost",
             needs=frozenset({"paired_gram"}),
+            format=_STORED,
             refines=True,
         ),
         Part(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from octavo.core.contract.algorithm import WeightContext
+from octavo.core.quantizing.algorithms.gptq import Gptq, GptqConfig
 from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
 from octavo.core.quantizing.algorithms.scale_estimation import (
     ScaleEstimation,
@@ -174,3 +175,53 @@ def test_outputs_keep_their_size() -> None:
     wanted = (outputs * weight).sum(1)
     np.testing.assert_allclose(sizes[0], wanted, rtol=1e-4)
     assert not np.allclose(sizes[1], wanted, rtol=1e-2)
+
+
+@each_kind
+@pytest.mark.parametrize("granularity", ["channel", "group:16"])
+def test_after_gptq_its_codes_stay_and_the_scales_are_fitted(
+    granularity: str, make: Any
+) -> None:
+    """Against the normal equations of each row, solved for all of its scales at once."""
+    weight, gram = layer(10, 40)
+    spec = QuantSpec(dtype="uint3", symmetric=False, granularity=granularity)
+    first = Gptq(GptqConfig()).quantize(
+        make(weight), spec, WeightContext(gram=make(gram))
+    )
+    before = np.asarray(first.params.scale).copy()
+    context = WeightContext(gram=make(gram), start=first)
+    found = ScaleEstimation(ScaleEstimationConfig()).quantize(
+        make(weight), spec, context
+    )
+    np.testing.assert_array_equal(first.codes, found.codes)
+    np.testing.assert_array_equal(first.params.scale, before)
+    wide = spec.group_size or 40
+    spread = np.repeat(before.reshape(10, -1), wide, axis=1)[:, :40]
+    steps = np.asarray(first.dequantize(), np.float64) / spread
+    own = (np.arange(40)[None, :] // wide) == np.arange(-(-40 // wide))[:, None]
+    errors = []
+    for row in range(10):
+        parts = own * steps[row]
+        best = np.linalg.lstsq(
+            parts @ gram @ parts.T, parts @ gram @ weight[row], rcond=None
+        )[0]
+        least = best @ parts - weight[row]
+        mine = np.asarray(found.dequantize(), np.float64)[row] - weight[row]
+        old = np.asarray(first.dequantize(), np.float64)[row] - weight[row]
+        errors.append([d @ gram @ d for d in (mine, old, least)])
+    mine, old, least = np.sum(errors, axis=0)
+    assert mine - least <= 0.1 * (old - least)
+    assert mine < 0.99 * old
+
+
+def test_after_another_algorithm_shared_scales_stay() -> None:
+    weight, gram = layer(8, 48)
+    for spec in (
+        QuantSpec(dtype="int4", granularity="tensor"),
+        QuantSpec(dtype="mxfp4", granularity="group:32"),
+    ):
+        first = Gptq(GptqConfig()).quantize(weight, spec, WeightContext(gram=gram))
+        context = WeightContext(gram=gram, start=first)
+        found = ScaleEstimation(ScaleEstimationConfig()).quantize(weight, spec, context)
+        np.testing.assert_array_equal(found.params.scale, first.params.scale)
+        np.testing.assert_array_equal(found.codes, first.codes)
