@@ -155,12 +155,16 @@ class StudyHistory(History):
         shaped = attributes.get("octavo:settings", {})
         if other := explain(stored, fingerprint, shaped, settings):
             raise StoreError(f"{study} was made for {other}. {REMEDY}")
-        if unsaid := [key for key in fingerprint if key not in stored]:
+        unsaid = [key for key in fingerprint if key not in stored]
+        if not unsaid:
+            return
+        # A run that recovered nothing says nothing of it: one that does may go on from it.
+        if older := [key for key in unsaid if key != "recover"]:
             self.notes += (
                 f"study {self.name!r} was made by an older octavo, which did not record "
-                f"{', '.join(unsaid)}: taken as this run's, and compared from now on",
+                f"{', '.join(older)}: taken as this run's, and compared from now on",
             )
-            self._note("fingerprint", {**stored, **fingerprint})
+        self._note("fingerprint", {**stored, **fingerprint})
 
     def _read(self, resume: bool) -> None:
         found_later = self._storage.get_study_user_attrs(self._study)

@@ -25,8 +25,8 @@ def read_recovery(settings: TuningConfig, train_fn: TrainFn | None) -> TuningCon
     if train_fn is None:
         if trains:
             raise ConfigError(
-                "recover asks for 'qat', and no function trains: give train_fn=, which takes the "
-                "model and trains it, or leave 'qat' out of recover"
+                "recover asks for 'qat', and no function trains: give train_fn= (--train), "
+                "which takes the model and trains it, or leave 'qat' out of recover"
             )
         return settings
     if not callable(train_fn):

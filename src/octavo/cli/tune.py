@@ -47,6 +47,8 @@ _MODE = "relative to float's score, or absolute."
 _MINIMISE = "latency, size, ...; repeat it, the most important first."
 _HOLDOUT = "Of the scored samples, kept to confirm the winner on."
 _STOP = "goal: at the first recipe that passes; budget: use it up."
+_RECOVER = "What the closest trials learn where none passes; may be repeated."
+_TRAIN = "Trains the model it is given, where no trial passes."
 _STORAGE = "History: a file or a database URL; left out: beside the output."
 _RESUME = "Go on with the history that is there (the default), or refuse to."
 _FRESH = "Set the history that is there aside, and begin anew."
@@ -103,6 +105,8 @@ def tune(
     seed: Annotated[
         int | None, option(SEARCH, "N", "The only source of randomness.")
     ] = None,
+    recover: Annotated[list[str] | None, option(SEARCH, "STEP", _RECOVER)] = None,
+    train: Annotated[str | None, option(SEARCH, "MODULE:FUNCTION", _TRAIN)] = None,
     storage: Annotated[str | None, option(SEARCH, "FILE", _STORAGE)] = None,
     resume: Annotated[bool, flag(SEARCH, _RESUME, "--resume/--no-resume")] = True,
     fresh: Annotated[bool, flag(SEARCH, _FRESH, "--fresh")] = False,
@@ -129,6 +133,7 @@ def tune(
         "timeout": timeout,
         "stop": stop,
         "seed": seed,
+        "recover": tuple(recover) if recover else None,
         "backends": tuple(backend) if backend else None,
         "metric": metric,
         "holdout": holdout,
@@ -139,7 +144,7 @@ def tune(
     command = again(context.obj or ["tune", model])
     with ExitStack() as stack:
         stack.enter_context(logged(verbose, log_file))
-        job = prepared(model, config, given, wanted, output, storage)
+        job = prepared(model, config, given, wanted, output, storage, train)
         if dry_run:
             plan_of_tune(job).tell(as_json)
             raise typer.Exit(DONE)

@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.core.errors import MissingFramework, StoreError
 from octavo.core.opening.config import TuningConfig
+from octavo.core.quantizing.recovering import TrainFn
 from octavo.core.report import report_data, write
 from octavo.core.report.outcome import outcome
 from octavo.core.report.summary import summary
@@ -19,12 +20,13 @@ from octavo.core.storage.history import read_history
 from octavo.core.storage.stores import is_url
 from octavo.core.system.signals import deferred_interrupts, terminate_as_interrupt
 from octavo.core.tuning.progress import SAVING, Phase
+from octavo.core.tuning.recovery.training import read_recovery
 from octavo.core.tuning.run import autotune
 
 from .console import out, say, show_json, warn
 from .face.early import check_parts, check_storage, existing
 from .face.failures import DONE, INTERRUPTED, NOT_REACHED, Interrupted
-from .given.models import check_model, default_folder, source
+from .given.models import check_model, default_folder, named_object, source
 from .given.scoring import Scored, Wanted, scored
 from .progress import Show
 
@@ -39,6 +41,7 @@ class Job:
         scored: How and on what.
         target: Folder of the result.
         storage: The history.
+        train_fn: Trains the model where no trial passes; None where there is no such function.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Job:
     scored: Scored
     target: Path
     storage: str
+    train_fn: TrainFn | None = None
 
     def run(self, command: str, *, quiet: bool, resume: bool) -> Ending:
         """Search, and save what was found.
@@ -69,6 +73,7 @@ class Job:
                 resume=resume,
                 callbacks=(show,),
                 arrays=self.scored.takes_arrays,
+                train_fn=self.train_fn,
             )
             show.phase(Phase(SAVING))
             result = replace(result, command=command)
@@ -147,6 +152,7 @@ def prepared(
     wanted: Wanted,
     output: Path | None,
     storage: str | None,
+    train: str | None = None,
 ) -> Job:
     """Check everything that can be checked at once, then read the samples and make the model.
 
@@ -157,17 +163,20 @@ def prepared(
         wanted: How and on what candidates are scored.
         output: Folder of the result.
         storage: The history.
+        train: Names the function that trains.
     """
     if config is not None:
         existing(config, "--config", "give a .toml, .yaml or .json file")
-    settings = TuningConfig.read(config, **given)
+    train_fn = None if train is None else named_object(train, "--train")
+    settings = read_recovery(TuningConfig.read(config, **given), train_fn)
     settings = wanted.checked(settings)
     host = check_parts(settings)
     check_model(model, host)
     check_storage(storage)
     target = check_target(output or default_folder(model, "quantized"))
     opened, scores = scored(wanted, settings, host, lambda: source(model))
-    return Job(model, opened, scores, target, storage or f"{target}.db")
+    kept_in = storage or f"{target}.db"
+    return Job(model, opened, scores, target, kept_in, train_fn)
 
 
 def trials_kept(storage: str) -> int:

@@ -178,7 +178,7 @@ def test_what_fails_is_a_trial_with_its_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train_fn", "recover", "said"),
     [
-        (None, ["qat"], "no function trains: give train_fn="),
+        (None, ["qat"], "no function trains: give train_fn"),
         (residual.fit, ["distillation"], "add 'qat' to recover"),
         (3, ["qat"], "train_fn must be callable"),
         (None, ["distilation"], "did you mean 'distillation'"),
