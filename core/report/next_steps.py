@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
 from octavo.core.values.trial import Trial
 
 from . import text
+from .combining import untried_combinations
 from .loading_code import MODEL, loading_code, model_file, near
 from .model import ReportData
 from .trial_tables import worse_figures, worse_than_float
@@ -190,6 +192,7 @@ def _after_a_miss(data: ReportData) -> Iterator[Step]:
         )
     if closest is not None:
         yield from _learning(closest, data)
+        yield from starmap(Step, untried_combinations(closest, data))
         yield from _other_schemes(closest, data)
         yield from _looser(closest, data)
     calibrated = _calibration_samples(data)

@@ -25,7 +25,6 @@ from octavo.core.report.trial_tables import worse_than_float
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.graph import ModelView
 from octavo.core.values.ledger import Applied
-from octavo.core.values.scheme import in_order
 from octavo.core.values.trial import Trial
 
 from .ledger import Ledger
@@ -115,17 +114,16 @@ _SCHEMES = 4
 
 def of_quantized(found: Shown) -> str:
     """Return a quantized model in some six lines."""
-    order = in_order(found.candidate.recipe.transforms)
     lines = [
         ("ops", text.counts(found.candidate.ledger)),
-        *([("transforms", order)] if order else []),
         ("schemes", schemes(found.candidate.ledger)),
         ("weights", _short(found.coverage.summary())),
         *_notes(found),
         *_places(found),
         ("see", ".summary(), .ledger, .compare() with float, .model"),
     ]
-    head = f"Quantized on {found.candidate.recipe.backend}"
+    recipe = found.candidate.recipe
+    head = f"Quantized on {recipe.backend} {text.transformed(recipe)}".rstrip()
     return "\n".join([head, *_aligned(lines)])
 
 
