@@ -42,8 +42,8 @@ class Reconstruction:
         scale_rate: Step size of the ranges' ends (``signed``) or of the scales (``adam``), relative
             to them. None for the optimizer's own: ``rate`` for ``signed``, as in the paper, and
             0.002 for ``adam``.
-        half: Multiply in bfloat16 while learning; the result is always rounded and judged in
-            float32.
+        half: Multiply in bfloat16 while learning, where the processor has instructions for it; the
+            result is always rounded and judged in float32.
         seed: Of the order of batches.
         optimizer: ``signed`` is AutoRound as its paper has it: gradient descent by the sign, over
             rounding offsets and both ends of each range. ``adam`` learns offsets and scales.
@@ -69,7 +69,7 @@ class Distillation:
             alone.
         scale_rate: Step size of the scales, relative to them.
         temperature: Of both predictions.
-        half: Multiply in bfloat16 while learning.
+        half: Multiply in bfloat16 while learning, where the processor has instructions for it.
     """
 
     steps: int = 24

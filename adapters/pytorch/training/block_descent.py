@@ -11,7 +11,13 @@ from torch import nn
 from octavo.core.contract.training import Reconstruction
 
 from .block_calls import BlockCall
-from .learned_linear import GridLinear, LearnedLinear, State, scale_groups
+from .learned_linear import (
+    GridLinear,
+    LearnedLinear,
+    State,
+    multiplies_in_half,
+    scale_groups,
+)
 from .signed_rounding import SignedLinear
 
 Tensor = torch.Tensor
@@ -43,6 +49,11 @@ class Task:
     def __len__(self) -> int:
         return len(self.calls)
 
+    @property
+    def device(self) -> str:
+        """Type of the device that it is learned on."""
+        return self.inputs[0].device.type
+
     def rows(self, index: int) -> int:
         """Return how many sequences a call has."""
         hidden = self.inputs[index]
@@ -57,9 +68,8 @@ class Task:
             half: Multiply in bfloat16.
         """
         hidden = self.inputs[index]
-        device = hidden.device.type
-        is_half = half and device in ("cpu", "cuda")
-        with torch.autocast(device, torch.bfloat16, enabled=is_half):
+        is_half = half and multiplies_in_half(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=is_half):
             y = self.calls[index](block, hidden)
         return self._distance(y, index)
 
@@ -117,8 +127,11 @@ def descend(
     if not modules or not settings.iterations:
         return task.outputs(block)[0]
     start = State(modules)
-    before = sum(task.errors(block))
-    best = _Best(task.errors(block, half=settings.half), modules)
+    costs = task.errors(block)
+    before = sum(costs)
+    if settings.half and multiplies_in_half(task.device):
+        costs = task.errors(block, half=True)
+    best = _Best(costs, modules)
     _steps(block, modules, task, settings, best)
     best.state.restore()
     outputs, after = task.outputs(block)

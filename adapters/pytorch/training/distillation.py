@@ -27,6 +27,7 @@ from .learned_linear import (
     install_learned,
     learnable,
     learned_parameters,
+    multiplies_in_half,
     scale_groups,
 )
 
@@ -133,7 +134,8 @@ class _Goal:
 
     def _log_odds(self, model: nn.Module, call: Call, *, half: bool) -> Tensor:
         args, kwargs = call
-        with torch.autocast(self._device, torch.bfloat16, enabled=half):
+        is_half = half and multiplies_in_half(self._device)
+        with torch.autocast(self._device, torch.bfloat16, enabled=is_half):
             result = model(*args, **kwargs)
         # Where a batch has labels, a loss comes before the predictions.
         logits = getattr(result, "logits", None)

@@ -280,3 +280,16 @@ class State:
         """Bring the layers back to it."""
         for parameter, value in self._kept:
             parameter.copy_(value)
+
+
+def multiplies_in_half(device: str) -> bool:
+    """True if products in bfloat16 are faster than in float32 on a type of device.
+
+    A processor without instructions for them converts each number there and back: a step of block
+    reconstruction then took several times as long as in float32.
+    """
+    if device != "cpu":
+        return True
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    # torch has no public name for these; without them float32 is right too.
+    return any(getattr(torch.cpu, name, bool)() for name in tests)

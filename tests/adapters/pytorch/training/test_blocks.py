@@ -19,7 +19,7 @@ from octavo.adapters.pytorch.training.reconstruction import Line
 from octavo.adapters.pytorch.training.signed_rounding import SignedLinear
 from octavo.core.contract.adapter import Batch
 from octavo.core.contract.algorithm import WeightContext
-from octavo.core.contract.training import Reconstruction
+from octavo.core.contract.training import Distillation, Reconstruction
 from octavo.core.opening.rules import Rule, SpecRule
 from octavo.core.quantizing.algorithms.rtn import RoundToNearest, RtnConfig
 from octavo.core.values.scheme import QuantSpec
@@ -480,3 +480,35 @@ def test_any_grid_starts_where_its_algorithm_ended(
     torch.testing.assert_close(result.params.scale, made.params.scale)
     assert torch.equal(result.params.zero_point, made.params.zero_point)
     assert result.codes.dtype == codes.dtype
+
+
+class Judged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(32, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(torch.relu(self.one(x)))
+
+
+def test_distillation_is_judged_by_what_it_did_not_learn_from() -> None:
+    torch.manual_seed(0)
+    model = Judged().eval()
+    # Three batches of one token are soon known by heart; the last one is like any other data.
+    batches: list[Batch] = [(torch.randn(1, 32),) for _ in range(3)]
+    batches.append((torch.randn(400, 32),))
+    session, recipe, start = prepared(model, batches, TWO_BITS)
+
+    def surprise(parameters: Any, batch: Batch) -> float:
+        quantized = torch.as_tensor(session.apply(recipe, parameters).run(batch)[0])
+        with torch.no_grad():
+            odds = model(*batch).softmax(-1)
+        return float(-(odds * quantized.log_softmax(-1)).sum(-1).mean())
+
+    wild = Distillation(steps=12, rate=0.2, scale_rate=0.1, half=False)
+    learned = session.training().distill(start, batches, wild)
+    assert surprise(learned, batches[3]) <= surprise(start, batches[3]) + 1e-5
+    # Alone, they would have been learned.
+    alone = session.training().distill(start, batches[:1], wild)
+    assert surprise(alone, batches[0]) < surprise(start, batches[0])
+    assert surprise(alone, batches[3]) > surprise(start, batches[3])
