@@ -272,8 +272,8 @@ def on_its_own_range(x: Tensor, spec: QuantSpec) -> Tensor:
 
 def _features(x: Tensor) -> int:
     """Return N of LSQ for inputs: the features of one sample, whatever the batch's size."""
-    samples = x.shape[0] if x.ndim > 1 else 1
-    return x.numel() // max(1, samples)
+    sample = x.shape[1:] if x.ndim > 1 else x.shape
+    return max(1, sample.numel())
 
 
 def _own(tensor: Tensor) -> nn.Parameter:

@@ -15,6 +15,7 @@ import octavo
 from octavo.adapters.pytorch.training.trained_layer import (
     TrainedLayer,
     learned_step,
+    positive_levels,
 )
 from octavo.core.errors import ModelError, SchemeError
 
@@ -214,6 +215,37 @@ def test_inputs_are_counted_by_the_features_of_one_sample() -> None:
     np.testing.assert_allclose(leaf.grad, to_x.numpy() * inside, rtol=1e-4, atol=1e-5)
     wanted = (to_x.numpy() * to_step).sum() / np.sqrt(2 * 6 * 6 * 127)
     np.testing.assert_allclose(layer.input_scale.grad, wanted, rtol=1e-3)
+
+
+def test_one_sample_without_a_batch_has_as_many_features() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 10)
+    rule = {"types": "linear", "weight": WEIGHT, "input": SIGNED}
+    module = octavo.prepare_qat(made(nn.Sequential(nn.Linear(10, 6)), (x,), rule))
+    scale = only_layer(module).input_scale
+    assert scale is not None
+    found = []
+    for given in (x, x[0]):
+        module.zero_grad()
+        module(given).square().sum().backward()
+        assert scale.grad is not None
+        found.append(scale.grad.clone())
+    torch.testing.assert_close(found[0], found[1])
+    assert module(x[:0]).shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "symmetric", "levels"),
+    [
+        ("int8", True, 127),
+        ("int2", True, 1),
+        ("uint8", False, 255),
+        ("uint8", True, 127),
+    ],
+)
+def test_the_levels_of_the_paper(dtype: str, symmetric: bool, levels: int) -> None:
+    spec = octavo.QuantSpec(dtype=dtype, symmetric=symmetric)
+    assert positive_levels(spec) == levels
 
 
 # Where steps begin
@@ -541,6 +573,34 @@ def test_layers_that_rescale_their_input_do_so_in_training() -> None:
             torch.testing.assert_close(module(x), base.model(x), rtol=1e-4, atol=1e-4)
         steps(module, x)
         agree(module, x, rtol=1e-4)
+
+
+class Fork(nn.Module):
+    """Two layers of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.left(x) + self.right(x)
+
+
+def test_float_layers_that_rescale_their_input_do_so_in_training() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 16) * torch.logspace(-1, 1, 16)
+    token = {"dtype": "int8", "granularity": "token"}
+    rules = [
+        {"ops": "left", "keep": "float"},
+        {"ops": "right", "mode": "dynamic", "weight": WEIGHT, "input": token},
+    ]
+    base = made(Fork(), (x,), *rules, transforms=["hadamard"])
+    assert set(base.candidate.factors) == {"left", "right"}
+    module = octavo.prepare_qat(base)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), base.model(x), rtol=1e-4, atol=1e-4)
+    steps(module, x)
+    agree(module, x, rtol=1e-4)
 
 
 # What is not trained
