@@ -205,6 +205,10 @@ def _with_updates(base: TorchCandidate, settings: LowRank) -> Any:
         from .peft_layers import peft_by_settings
 
         return peft_by_settings(base, settings)
+    from .low_rank_files import SaveUpdates
     from .qlora import add_low_rank
 
-    return add_low_rank(base, settings)
+    root = add_low_rank(base, settings)
+    if callable(getattr(type(root), "save_pretrained", None)):
+        root.__dict__["save_pretrained"] = SaveUpdates(root)
+    return root

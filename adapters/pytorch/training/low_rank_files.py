@@ -58,6 +58,22 @@ def save_updates(root: nn.Module, folder: Path) -> None:
     (folder / _CONFIG).write_text(text, encoding="utf-8")
 
 
+class SaveUpdates:
+    """Stands for ``save_pretrained`` of a transformers model with updates: it writes these alone,
+    as peft's model does, so that transformers' Trainer has what a checkpoint needs.
+
+    Args:
+        root: The model.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = root
+
+    def __call__(self, save_directory: str | Path, *_: Any, **__: Any) -> None:
+        """Write the updates; what else ``save_pretrained`` takes is about files of whole models."""
+        save_updates(self._root, Path(save_directory))
+
+
 def load_updates(
     candidate: TorchCandidate, folder: Path, *, is_trainable: bool = False
 ) -> nn.Module:

@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import octavo
@@ -347,6 +348,31 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         octavo.qlora(base(), **settings)
+
+
+def test_trainer_trains_and_saves_updates_that_octavos_layers_hold(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64}
+    config = transformers.LlamaConfig(
+        **sizes, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.arange(3, 27).view(2, 12)
+    start = octavo.quantize_model(model, "int4-weight-only", [{"input_ids": ids}])
+    module = octavo.qlora(start, rank=2, library="octavo")
+    settings = transformers.TrainingArguments(
+        str(tmp_path), max_steps=3, learning_rate=0.1, report_to=[], use_cpu=True
+    )
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    transformers.Trainer(module, settings, train_dataset=rows).train()
+    module.eval()
+    again = octavo.load_adapters(start, tmp_path / "checkpoint-3")
+    with torch.no_grad():
+        wanted = module(input_ids=ids).logits
+        torch.testing.assert_close(again(input_ids=ids).logits, wanted)
+        assert not torch.equal(start.model(input_ids=ids).logits, wanted)
 
 
 def test_without_updates_there_is_nothing_to_save_or_merge() -> None:
