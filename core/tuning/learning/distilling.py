@@ -19,8 +19,8 @@ def distill(
     """Return the model with scales and rounding learned from a teacher's predictions.
 
     All integer weight-only linear layers learn together (Chen et al. 2024, "EfficientQAT",
-    end-to-end training of quantization parameters). Where all data together say that the start was
-    better, it is kept.
+    end-to-end training of quantization parameters). One batch in four, at least one, is held
+    back and judges: where it says that the start was better, that is kept.
 
     Args:
         quantized: What :func:`octavo.quantize_model` returned; not changed.
