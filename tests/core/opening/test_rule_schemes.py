@@ -117,6 +117,13 @@ def test_what_cannot_take_it_stays_in_float_and_is_told(opened: Opened) -> None:
         space_under(opened, {"ops": [LAST], "scheme": "fp8-dynamic"})
 
 
+def test_a_later_weight_that_cannot_be_had_is_an_error(opened: Opened) -> None:
+    # Named by its weight, nothing stays in float by itself.
+    later = {"ops": [FIRST], "weight": {"dtype": "nf4"}}
+    with pytest.raises(ConfigError, match=r"leave op '1' .* nothing that torch"):
+        space_under(opened, {"scheme": "int4-weight-only"}, later)
+
+
 def test_tables_take_the_stored_form(opened: Opened) -> None:
     space = space_under(opened, {"scheme": "int8-static"})
     assert {s.mode for s in space.by_name[TABLE].choices[:-1]} == {"weight_only"}

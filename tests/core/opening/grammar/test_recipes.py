@@ -101,6 +101,13 @@ def test_a_whole_scheme_becomes_a_recipe() -> None:
     }
 
 
+def test_transforms_follow_each_other_as_written() -> None:
+    target = opened()
+    text = "int8-static+hadamard+smoothquant"
+    recipe = preset_recipe(text, build_space(target), target, HOST)
+    assert [str(t) for t in recipe.transforms] == ["hadamard", "smoothquant"]
+
+
 def test_what_has_nothing_to_do_is_among_the_notes() -> None:
     x = torch.randn(4, 48)
     norm = torch.nn.Sequential(torch.nn.LayerNorm(48), torch.nn.Linear(48, 16)).eval()
