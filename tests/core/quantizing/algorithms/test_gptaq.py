@@ -275,3 +275,47 @@ def test_refusals_name_the_way_out() -> None:
     once = realizer(opened, [kind], iter(batches()))
     with pytest.raises(DataError, match=r"read again.*or use gptq"):
         once.parameters(recipe)
+
+
+def test_runs_that_go_on_from_a_block_meet_the_weights_replaced_in_it() -> None:
+    """What is kept between two observations is older than no weight before it."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 12)
+
+        def forward(self, x: Any) -> Any:
+            if float(x.abs().max()) > 1e9:  # no graph can be traced of this
+                x = x / 2
+            return x + self.down(torch.relu(self.up(x)))
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(Block() for _ in range(4))
+
+        def forward(self, x: Any) -> Any:
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    torch.manual_seed(0)
+    model = Stack().eval()
+    session = HOST.adapters()["torch"].build().open(model, batches()[0])
+    opened = Opened("torch", session, session.describe(), session.capability())
+    names = [op.name for op in opened.view.ops if op.weight is not None]
+    kind = scheme("gptaq")
+    units = tuple(Unit(n, "linear", (n,), (kind, FLOAT)) for n in names)
+    found = []
+    for limit in (2**24, 0):
+        space = TuningSpace("torch", units)
+        made = Realizer(opened, space, HOST, gram_bytes=limit)
+        made.calibrate(batches())
+        recipe = Recipe(dict.fromkeys(names, kind), (), "torch")
+        weights = [p.weight for p in made.parameters(recipe).values()]
+        found.append([np.asarray(w.codes) for w in weights if w is not None])
+    for staged, whole in zip(*found, strict=True):
+        np.testing.assert_array_equal(staged, whole)
