@@ -83,7 +83,7 @@ class SignedLinear(GridLinear):
         places = torch.arange(self.start_scale.numel(), device=x.device).view(shape)
         index = self.over(places).expand(x.shape).reshape(-1)
         found = x.new_zeros(self.start_scale.numel())
-        return found.index_reduce(0, index, x.reshape(-1), "amax").view(shape)
+        return found.scatter_reduce(0, index, x.reshape(-1), "amax").view(shape)
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Return (scale, zero point) over the shares of the range."""
