@@ -66,7 +66,7 @@ CASES = [
     for spec in (
         INTEGERS if name in ("autoround", "adaround") else [*INTEGERS, *OTHERS]
     )
-    if not (name == "gptq" and spec.granularity.startswith("block:"))
+    if not (name in ("gptq", "gptaq") and spec.granularity.startswith("block:"))
 ]
 
 
@@ -99,9 +99,15 @@ def test_algorithms(name: str, settings: dict[str, Any], spec: QuantSpec) -> Non
     part = ALGORITHMS[name]
 
     def run(matrix: Any, gram: Any) -> Any:
-        found = part.build(part.config(kind=name, **settings)).quantize(
-            matrix, spec, WeightContext(gram=gram)
+        xp = array_namespace(gram)
+        context = WeightContext(
+            gram=gram,
+            channel_square=xp.linalg.diagonal(gram) / len(SAMPLES),
+            quantized_gram=gram,
+            drift=0.01 * gram,
         )
+        algorithm = part.build(part.config(kind=name, **settings))
+        found = algorithm.quantize(matrix, spec, context)
         second = (
             tuple(found.extra[k] for k in sorted(found.extra)) if found.extra else ()
         )
