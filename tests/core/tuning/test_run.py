@@ -474,7 +474,7 @@ def test_quantize_model(tmp_path: Path) -> None:
         octavo.quantize_model(tiny.chain(), "int4-weight-only", host=host)
     with pytest.raises(ConfigError, match="'int8-static'"):
         octavo.quantize_model(tiny.chain(), "int8-statc", host=host)
-    with pytest.raises(DataError, match=r"missing|empty"):
+    with pytest.raises(DataError, match="needs calibration data"):
         octavo.quantize_model(tiny.chain(), "int8-static", host=host)
 
 
