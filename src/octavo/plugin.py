@@ -37,6 +37,7 @@ from octavo.core.contract.hookspecs import hookimpl
 from octavo.core.contract.objective import Objective, Subject
 from octavo.core.contract.parts import AdapterPart, Part, PartConfig
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.revision import REVISION, Revision
 from octavo.core.contract.strategy import (
     WAIT,
     Foresight,
@@ -143,7 +144,9 @@ __all__ = [
     "Op",
     "OpParameters",
     "Opened",
+    "REVISION",
     "Realization",
+    "Revision",
     "Session",
     "Sink",
     "UNREACHED",

@@ -72,6 +72,12 @@ def test_no_name_runs_and_no_barrier_is_found_light_or_dark(
         page.close()
 
 
+TWO_FRAMES = (
+    "() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))"
+)
+"""Events that the page has caused are over then. The page's policy forbids waiting by a text."""
+
+
 def test_the_keyboard_sorts_opens_and_reaches_every_mark(view: Any) -> None:
     head = view.locator("#op-table thead th").nth(4)
     assert head.get_attribute("aria-sort") is None
@@ -88,6 +94,7 @@ def test_the_keyboard_sorts_opens_and_reaches_every_mark(view: Any) -> None:
 
     view.locator("#trial-6 summary").focus()
     view.keyboard.press("Enter")
+    view.evaluate(TWO_FRAMES)
     recipe = view.locator("#trial-6 .recipe").inner_text()
     assert "w8a8 per channel, 39" in recipe, "all ops are written out"
     assert HOSTILE in recipe
@@ -106,12 +113,6 @@ def test_the_keyboard_sorts_opens_and_reaches_every_mark(view: Any) -> None:
     assert number is not None
     assert view.url.endswith(f"#trial-{number[1]}")
     assert view.locator(f"#trial-{number[1]} details").get_attribute("open") is not None
-
-
-TWO_FRAMES = (
-    "() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))"
-)
-"""Events that the page has caused are over then. The page's policy forbids waiting by a text."""
 
 
 def test_rows_are_searched_by_words_and_links_find_what_is_hidden(view: Any) -> None:
