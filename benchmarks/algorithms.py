@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks._tasks import Logits
 from octavo.core.calibration.features import FEATURE_OBSERVERS
 from octavo.core.calibration.statistics import Statistics
 from octavo.core.contract.algorithm import WeightContext
@@ -188,7 +189,7 @@ class LanguageModel:
         session = (
             self.host.adapters()["torch"]
             .build()
-            .open(_Logits(self.model), (tokens[:2],))
+            .open(Logits(self.model), (tokens[:2],))
         )
         self.view = session.describe()
         # As the peers did, the tied embedding and output layer stay in float.
@@ -264,15 +265,6 @@ class LanguageModel:
                     numbers if f is None else numbers / f
                 )
         return float(self.task.perplexity(self.model))
-
-
-class _Logits(torch.nn.Module):
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens, use_cache=False).logits
 
 
 TABLE: dict[str, tuple[dict[str, Any], bool]] = {

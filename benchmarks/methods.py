@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.algorithms import _Logits, load_task
+from benchmarks._tasks import Logits
+from benchmarks.algorithms import load_task
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.opening.opening import open_model
@@ -121,7 +122,7 @@ class Bench:
 
     def __init__(self, folder: Path, rows: int = 8) -> None:
         self.task = load_task(folder)
-        self.model = _Logits(self.task.load())
+        self.model = Logits(self.task.load())
         tokens = self.task.calibration()
         self.batches = [(part,) for part in tokens.split(rows)]
         self.host = PluginHost()

@@ -26,9 +26,16 @@ BAR = 0.95
 
 EQUIVALENT = Path("tests/equivalent_mutants.toml")
 COPY = Path("mutants")
-_NOT_CHECKED, _INTERRUPTED = None, 2
-_SURVIVED = frozenset({0, 5, 33})
-"""mutmut's exit codes of mutants that tests passed with, and of those that no test runs."""
+_OUTCOMES: Mapping[str, frozenset[int | None]] = {
+    # A test failed, or could not be collected; or the type checker refused it.
+    "killed": frozenset({1, 3, 37}),
+    # It ran for ever, as far as the time limit tells.
+    "timed out": frozenset({24, -24, 36, 152, 255}),
+    # The tests passed with it, or none runs it.
+    "survived": frozenset({0, 5, 33}),
+    "not tried": frozenset({None, 2, 34}),
+}
+"""Outcome -> mutmut's exit codes of it. Every other one decides nothing."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,23 +71,25 @@ def run(patterns: Sequence[str]) -> None:
 
 
 def judge() -> int:
-    """Print the shares and the survivors; return what the process should exit with."""
+    """Print the shares and the survivors; return what the process should exit with.
+
+    A run that was cut short, or in which a mutant was neither noticed nor survived, has no verdict.
+    """
     reasons = equivalent_changes(EQUIVALENT)
     counts: dict[str, Counter[str]] = {}
     unexplained: list[Change] = []
-    for path, outcomes in results(COPY):
+    for path, codes in results(COPY):
         module = module_of(path)
         count = counts.setdefault(module.rpartition(".")[0], Counter())
-        for mutant, code in outcomes.items():
-            if code in (_NOT_CHECKED, _INTERRUPTED):
-                count["not tried"] += 1
-            elif code not in _SURVIVED:
-                count["killed"] += 1
-            elif (change := change_of(mutant, path)) in reasons:
-                count["equivalent"] += 1
-            else:
-                count["survived"] += 1
-                unexplained.append(change)
+        for mutant, code in codes.items():
+            outcome = outcome_of(code)
+            if outcome == "survived":
+                change = change_of(mutant, path)
+                if change in reasons:
+                    outcome = "equivalent"
+                else:
+                    unexplained.append(change)
+            count[outcome] += 1
     for change in sorted(unexplained):
         print(change)
     total: Counter[str] = Counter()
@@ -88,7 +97,17 @@ def judge() -> int:
         total += count
         print(_line(package, count))
     print(_line("all", total))
+    open_ones = total["not tried"] + total["undecided"]
+    if not total or open_ones:
+        print(f"no verdict: {open_ones} mutants were not tried, or decided nothing")
+        return 1
     return 0 if _share(total) >= BAR and not unexplained else 1
+
+
+def outcome_of(code: int | None) -> str:
+    """Return what an exit code of mutmut's says of a mutant."""
+    found = (outcome for outcome, codes in _OUTCOMES.items() if code in codes)
+    return next(found, "undecided")
 
 
 def results(copy: Path) -> Iterator[tuple[Path, Mapping[str, int | None]]]:
@@ -141,8 +160,9 @@ def equivalent_changes(path: Path) -> Mapping[Change, str]:
 
 
 def _share(count: Counter[str]) -> float:
-    tried = count["killed"] + count["survived"]
-    return count["killed"] / tried if tried else 1.0
+    noticed = count["killed"] + count["timed out"]
+    tried = noticed + count["survived"]
+    return noticed / tried if tried else 0.0
 
 
 def _line(name: str, count: Counter[str]) -> str:

@@ -65,6 +65,33 @@ def test_a_survivor_with_a_reason_does_not(
     assert "100.0% killed (1 equivalent, 2 killed)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", [None, 2, -11])
+def test_a_run_without_a_verdict_of_each_fails(
+    ran: Path, code: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = ran / "mutants/src/octavo/core/numerics/rounding.py.meta"
+    name = "octavo.core.numerics.rounding.x_half__mutmut_1"
+    meta.write_text(json.dumps({"exit_code_by_key": {name: code}}))
+    assert mutants.judge() == 1
+    assert "no verdict: 1 mutants" in capsys.readouterr().out
+
+
+def test_a_run_of_nothing_fails(ran: Path) -> None:
+    (ran / "mutants/src/octavo/core/numerics/rounding.py.meta").unlink()
+    assert mutants.judge() == 1
+
+
+def test_what_runs_for_ever_is_told_apart(
+    ran: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = ran / "mutants/src/octavo/core/numerics/rounding.py.meta"
+    names = [f"octavo.core.numerics.rounding.x_half__mutmut_{i}" for i in (1, 2)]
+    outcomes = dict(zip(names, (1, 36), strict=True))
+    meta.write_text(json.dumps({"exit_code_by_key": outcomes}))
+    assert mutants.judge() == 0
+    assert "100.0% killed (1 killed, 1 timed out)" in capsys.readouterr().out
+
+
 def test_every_equivalent_of_the_project_has_a_reason() -> None:
     listed = mutants.equivalent_changes(Path("tests/equivalent_mutants.toml"))
     assert all(why.strip() for why in listed.values())

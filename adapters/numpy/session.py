@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -93,13 +94,18 @@ class NumpySession(Session):
 
     def tensor(self, name: str) -> np.ndarray:
         """Return an initializer, or the gain or shift of a folded batch norm."""
-        groups = self.describe().groups
-        tensors = {**self.graph.initializers, **norm_tensors(self.graph, groups)}
-        if name not in tensors:
-            raise ModelError(
-                f"the graph has no tensor {name!r}{nearest(name, tensors)}"
-            )
-        return plain(tensors[name])
+        known = self.graph.initializers
+        array = known.get(name)
+        if array is None:
+            array = self._folded_norms.get(name)
+        if array is None:
+            raise ModelError(f"the graph has no tensor {name!r}{nearest(name, known)}")
+        return plain(array)
+
+    @cached_property
+    def _folded_norms(self) -> Mapping[str, np.ndarray]:
+        """What groups name of batch norms that are folded, by its name."""
+        return norm_tensors(self.graph, self.describe().groups)
 
     def apply(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]

@@ -73,7 +73,8 @@ def least_error_factors(error: Array, gram: Array | None, rank: int) -> Repair:
 
     Args:
         error: E, what quantization takes from the weight: float32, shape (rows, features).
-        gram: G, float32, shape (features, features); None weighs all features alike (LQER).
+        gram: G, float32, shape (features, features), or its diagonal alone, (features,), where it
+            has nothing else; None weighs all features alike (LQER).
         rank: At least 1; more than the matrix has is cut to that.
 
     Returns:
@@ -100,22 +101,33 @@ def least_error_factors(error: Array, gram: Array | None, rank: int) -> Repair:
 def _from_rows(error: Array, gram: Array | None, rank: int) -> Array:
     """Return the leading eigenvectors of E G E^T, shape (rows, rank)."""
     xp = array_namespace(error)
-    weighed = error if gram is None else xp.matmul(error, gram)
-    return _leading(xp.matmul(weighed, error.T), rank)
+    return _leading(xp.matmul(_times(error, gram), error.T), rank)
 
 
 def _from_features(error: Array, gram: Array | None, rank: int) -> Array:
     """Return the same of a tall matrix: an orthonormal basis of E C V_r."""
     xp = array_namespace(error)
-    image = error if gram is None else xp.matmul(error, _root(gram))
+    image = error if gram is None else _times(error, _root(gram))
     leading = _leading(xp.matmul(image.T, image), rank)
     # Not divided by the singular values, which may be zero.
     return xp.linalg.qr(xp.matmul(image, leading))[0]
 
 
+def _times(error: Array, matrix: Array | None) -> Array:
+    """Return E M; a vector stands for a diagonal matrix, None for one of ones."""
+    if matrix is None:
+        return error
+    is_diagonal = matrix.ndim == 1
+    return (
+        error * matrix if is_diagonal else array_namespace(error).matmul(error, matrix)
+    )
+
+
 def _root(gram: Array) -> Array:
     """Return Q sqrt(L) of G = Q L Q^T; what rounding made negative counts as zero."""
     xp = array_namespace(gram)
+    if gram.ndim == 1:
+        return xp.sqrt(xp.maximum(gram, xp.zeros_like(gram)))
     values, vectors = xp.linalg.eigh(_symmetric(gram))
     return vectors * xp.sqrt(xp.maximum(values, xp.zeros_like(values)))[None, :]
 

@@ -9,10 +9,7 @@ from pydantic import AfterValidator, BeforeValidator
 from octavo.core.contract.recovery import recovery_settings
 from octavo.core.values.scheme import PartChoice
 
-
-def _as_written(value: Any) -> Any:
-    """Take one step for a list of one."""
-    return (value,) if isinstance(value, (str, dict)) else value
+from .specs import listed
 
 
 def _known(steps: tuple[PartChoice, ...]) -> tuple[PartChoice, ...]:
@@ -28,7 +25,7 @@ def _known(steps: tuple[PartChoice, ...]) -> tuple[PartChoice, ...]:
 
 Recover = Annotated[
     tuple[PartChoice, ...],
-    BeforeValidator(_as_written, json_schema_input_type=list[str | dict[str, Any]]),
+    BeforeValidator(listed, json_schema_input_type=list[str | dict[str, Any]]),
     AfterValidator(_known),
 ]
 """Steps in order, each by name or by settings with ``kind``; one step need not be a list."""

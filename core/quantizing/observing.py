@@ -77,6 +77,24 @@ class Observation:
         self._run(self.statistics, self.met)
         return self.statistics
 
+    def batches_for(self, op: str, who: str, instead: str) -> Iterable[Batch]:
+        """Return the calibration batches for who reads them once more.
+
+        Args:
+            op: The op for whose sake.
+            who: What reads them, for the message.
+            instead: What needs no second reading.
+
+        Raises:
+            DataError: If there are none, or they can be read only once.
+        """
+        if self.batches is None:
+            raise DataError(
+                f"op {op!r}: {who} needs calibration data that can be read again: pass a list or a "
+                f"factory, or {instead}"
+            )
+        return self.batches
+
     def _pages(self, later: tuple[Page, ...]) -> Pages:
         return Pages(later, lambda page, changes: self.again(page, changes).observers)
 

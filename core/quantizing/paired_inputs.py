@@ -8,7 +8,7 @@ from array_api_compat import array_namespace
 
 from octavo.core.contract.adapter import Batch, Opened, Session
 from octavo.core.contract.revision import REVISION, Revision
-from octavo.core.errors import DataError, SchemeError
+from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.rows import Rows, rounding_rows
 from octavo.core.values.graph import Op
@@ -99,13 +99,7 @@ class PairedWalk:
                 f"op {op.name!r}: {self._opened.name} cannot replace weights of a model that it "
                 "observes, which gptaq needs; use gptq"
             )
-        batches = self._observation.batches
-        if batches is None:
-            raise DataError(
-                f"op {op.name!r}: gptaq needs calibration data that can be read again: pass a list "
-                "or a factory, or use gptq"
-            )
-        return batches
+        return self._observation.batches_for(op.name, "gptaq", "use gptq")
 
 
 class _Sums:

@@ -130,10 +130,9 @@ class Realizer:
             SchemeError: If the backend lacks what a transform that every recipe has needs.
         """
         self.check_weights()
-        self.check_weights()
         self._states.check_required()
-        self.recovering.batches = batches
         statistics = self.observation.calibrate(batches, self.probes())
+        self.recovering.batches = self.observation.batches
         self._states.forget()
         return statistics
 

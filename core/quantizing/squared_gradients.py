@@ -5,7 +5,7 @@ from __future__ import annotations
 from weakref import WeakKeyDictionary
 
 from octavo.core.contract.adapter import Opened, Session
-from octavo.core.errors import DataError, SchemeError
+from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.values.graph import Op
 
@@ -13,6 +13,7 @@ from .observing import Observation
 from .probing import ProbePlan
 
 _FEATURE = "gradients"
+_NEED = "importance by gradients"
 
 
 class Gradients:
@@ -59,12 +60,8 @@ class Gradients:
                 f"op {op.name!r}: {self._opened.name} offers no gradients; weigh by the inputs "
                 '(importance = "inputs"), or take a backend that differentiates (torch)'
             )
-        batches = self._observation.batches
-        if batches is None:
-            raise DataError(
-                f"op {op.name!r}: squared gradients need calibration data that can be read again: "
-                'pass a list or a factory, or weigh by the inputs (importance = "inputs")'
-            )
+        by_inputs = 'weigh by the inputs (importance = "inputs")'
+        batches = self._observation.batches_for(op.name, _NEED, by_inputs)
         sums: dict[str, Array] = {}
         names = (*self._plan.weights_that_need("gradient_square"), op.weight.name)
 

@@ -29,8 +29,7 @@ class Phase:
         name: ``opening``, ``float baseline``, ``calibration``, ``check of the score`` (with a model
             that is broken on purpose), ``sensitivities``, ``trials``, ``recovery``, ``final
             timing``, ``confirmation``, ``figures by layer`` or ``saving``; '' between two of them.
-            Of
-            :func:`~octavo.quantize_model` they are ``opening``, ``calibration``, ``quantizing``.
+            Of :func:`~octavo.quantize_model` they are ``opening``, ``calibration``, ``quantizing``.
         done: Items of it that are finished: batches, probes, trials.
         total: Items in all; None where that is not known. Of trials it is the most that there are.
         seconds_left: What the whole run still takes, all phases to come included; None while a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ _REACH = 0.49
 Kind = TypeVar("Kind", bound="GridLinear")
 
 
-class GridLinear(nn.Module):
+class GridLinear(nn.Module, ABC):
     """A linear layer whose weight lies on a grid that is learned; subclasses say what of it.
 
     Args:
@@ -75,6 +76,11 @@ class GridLinear(nn.Module):
         self.weight = self.viewed(matrix)
         self.centre = self.viewed(codes).float() - self.over(self.start_zero)
         self.bias = None if bias is None else bias.detach()
+        self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Make what is learned, as it is at the start."""
 
     @property
     def _has_whole_groups(self) -> bool:
@@ -108,13 +114,13 @@ class GridLinear(nn.Module):
         ratio = self.weight / self.over(self.start_scale)
         return self.centre + (ratio - self.centre).clamp(-_REACH, _REACH)
 
+    @abstractmethod
     def grid(self) -> tuple[Tensor, Tensor]:
         """Return (scale, zero point) as they are now, in the start's shape, float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rounded(self) -> tuple[Tensor, Tensor | None]:
         """Return what is rounded, and what is added to it before, in steps."""
-        raise NotImplementedError
 
     def quantized_weight(self) -> Tensor:
         """Return the weight on its grid, with its repair, (outputs, inputs)."""
@@ -151,15 +157,8 @@ class GridLinear(nn.Module):
 class LearnedLinear(GridLinear):
     """Learns offsets and scales, each for itself, as Adam moves them."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        start: QuantizedTensor,
-        *,
-        transposed: bool,
-    ) -> None:
-        super().__init__(weight, bias, start, transposed=transposed)
+    def begin(self) -> None:
+        """Make offsets and scales."""
         ratio = self.weight / self.over(self.start_scale)
         self.offset = nn.Parameter(self.nearby() - ratio)
         self.scale = nn.Parameter(

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from octavo.core.numerics.affine import SMALLEST_SCALE, integer_range
-from octavo.core.numerics.tensor import QuantizedTensor
 
 from .learned_linear import GridLinear
 from .straight_through import nearest_passed
@@ -33,15 +32,8 @@ class SignedLinear(GridLinear):
     moved to its code: V starts at 0 in any case.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        start: QuantizedTensor,
-        *,
-        transposed: bool,
-    ) -> None:
-        super().__init__(weight, bias, start, transposed=transposed)
+    def begin(self) -> None:
+        """Make V and the shares, over the ends of the start's grid."""
         scale, zero = self.start_scale, self.start_zero
         qmin, qmax = integer_range(self.spec)
         self.low = scale * (qmin - zero)

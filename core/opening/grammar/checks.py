@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -10,9 +9,11 @@ from typing import NoReturn
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.recovery import check_recovery
 from octavo.core.errors import ConfigError
+from octavo.core.quantizing.chains import broken_link
 
 from .formats import Format
 from .methods import Method, all_methods
+from .written import plain
 
 
 @dataclass(frozen=True)
@@ -137,20 +138,20 @@ class Checks:
                 )
 
     def _chain(self) -> None:
-        chain = [m for m in self.methods if m.family == "algorithm"]
-        for before, after in itertools.pairwise(chain):
-            if after.card is None or after.card.refines:
-                continue
-            cards = self.host.parts("algorithms").items()
-            able = sorted(name for name, card in cards if card.refines)
-            turned = before.card is not None and before.card.refines
-            remedy = (
-                f"write {after.name} before it" if turned else "leave one of them out"
-            )
-            self._fail(
-                f"{after.name} cannot go on from what {before.name} made, it chooses everything "
-                f"anew; {remedy}. What can go on: {', '.join(able)}"
-            )
+        chain = [m.choice for m in self.methods if m.family == "algorithm"]
+        found = broken_link(chain, self.host)
+        if found is None:
+            return
+        before, after, able = found
+        first, second = plain(before.kind), plain(after.kind)
+        is_turned_whole = self.host.part("algorithms", before.kind).refines
+        remedy = (
+            f"write {second} before it" if is_turned_whole else "leave one of them out"
+        )
+        self._fail(
+            f"{second} cannot go on from what {first} made, it chooses everything anew; {remedy}. "
+            f"What can go on: {able}"
+        )
 
 
 __all__ = ["Checks"]

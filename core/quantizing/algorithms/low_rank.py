@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 from pydantic import Field
 
 from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, WeightContext
@@ -71,7 +71,7 @@ class LowRankRepair(WeightAlgorithm):
         return replace(start, repair=narrowed(exact, self.config.dtype))
 
     def _gram(self, context: WeightContext) -> Array | None:
-        """Return G; None where all inputs weigh alike."""
+        """Return G, or its diagonal alone; None where all inputs weigh alike."""
         if self.config.source == "weights":
             return None
         if self.config.source == "gram":
@@ -80,6 +80,4 @@ class LowRankRepair(WeightAlgorithm):
         if square is None:
             gram = context.require_gram("low_rank")
             square = array_namespace(gram).linalg.diagonal(gram)
-        xp = array_namespace(square)
-        eye = xp.eye(square.shape[0], dtype=square.dtype, device=device(square))
-        return eye * square[None, :]
+        return square

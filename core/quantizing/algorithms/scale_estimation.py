@@ -16,7 +16,7 @@ from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import block_shape, is_grouped
 
-from .learned import unshrunk
+from .learned import output_error, unshrunk
 from .least_squares import can_fit, chosen, in_steps, rounded_steps, with_fitted
 from .search import own_grid, with_zeros
 
@@ -214,7 +214,7 @@ def nearer_in_whole(
     """
     xp = array_namespace(weight)
     before, after = (
-        _whole_error(project(weight, params) - weight, gram)
+        output_error(project(weight, params) - weight, gram)[0]
         for params in (start, found)
     )
     spec = start.spec
@@ -225,11 +225,6 @@ def nearer_in_whole(
     if spec.group_size is not None:
         better = better[:, None]
     return chosen(better, found, start)
-
-
-def _whole_error(difference: Array, gram: Array) -> Array:
-    xp = array_namespace(difference)
-    return xp.sum(xp.matmul(difference, gram) * difference, axis=1)
 
 
 def _shrunk(params: QuantParams, share: float) -> QuantParams:

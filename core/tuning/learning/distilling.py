@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
-from octavo.core.contract.training import Distillation
-from octavo.core.errors import ConfigError, nearest
+from octavo.core.contract.recovery import DISTILLATION, recovery_settings
+from octavo.core.errors import ConfigError
 from octavo.core.results.quantized import Quantized
+from octavo.core.values.scheme import PartChoice
 
 from .lessons import learned, learning_session
 
@@ -33,10 +32,11 @@ def distill(
     Raises:
         SchemeError: If the backend does not distill, or no layer can be learned so.
         DataError: If there are no data.
-        ConfigError: If a setting is unknown, or the float model is not known.
+        ConfigError: If a setting is unknown or malformed, or the float model is not known.
     """
     _check_is_quantized(quantized)
-    chosen = _settings(Distillation, settings)
+    step = PartChoice(kind=DISTILLATION, options=tuple(sorted(settings.items())))
+    chosen: Any = recovery_settings(step)
     session = learning_session(quantized, "distillation")
     assert quantized.origin is not None
     batches = quantized.origin.read(data)
@@ -56,11 +56,3 @@ def _check_is_quantized(quantized: Any) -> None:
             f"distill takes what quantize_model returns, not a {type(quantized).__name__}: "
             "quantize the model first, distill(quantize_model(model, scheme, data), teacher)"
         )
-
-
-def _settings(kind: type[Distillation], given: Mapping[str, Any]) -> Distillation:
-    known = [f.name for f in fields(kind)]
-    for name in given:
-        if name not in known:
-            raise ConfigError(f"there is no setting {name!r}{nearest(name, known)}")
-    return kind(**given)

@@ -72,6 +72,17 @@ def test_the_loss_is_eoras(make: Any, shape: tuple[int, int], rank: int) -> None
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@each_kind
+def test_a_vector_stands_for_a_diagonal(make: Any, shape: tuple[int, int]) -> None:
+    error, gram = problem(*shape)
+    diagonal = np.diagonal(gram).copy()
+    made = np.asarray(least_error_factors(make(error), make(diagonal), 4).matrix())
+    whole = np.diag(diagonal)
+    least = loss(error - eora(error, whole, 4), whole)
+    assert loss(error - made, whole) == pytest.approx(least, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_no_factors_near_by_are_better(shape: tuple[int, int]) -> None:
     error, gram = problem(*shape)
     repair = least_error_factors(error, gram, 4)
