@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -79,6 +80,10 @@ class Part(Generic[T]):
     brings: str = ""
     refines: bool = False
     rounds: str = ""
+
+    def can_round(self, dtype: str) -> bool:
+        """Return whether a weight algorithm can round to a dtype, or to a word for one (int4)."""
+        return not self.rounds or re.fullmatch(self.rounds, dtype) is not None
 
     def load(self) -> Callable[..., T]:
         """Import the target.

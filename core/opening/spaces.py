@@ -24,6 +24,7 @@ from octavo.core.values.units import find_units
 
 from .alternatives import Chain, as_chain
 from .repairs import repairs_in, with_repairs_that_run
+from .roundable import roundable
 from .rule_schemes import read_schemes
 from .rules import Allowed, Rule, merged, rules_without_effect
 
@@ -99,7 +100,10 @@ def build_space(
         for op in opened.view.ops
     }
     notes += _without_their_scheme(opened, allowed, offered)
-    choices, why = with_repairs_that_run(opened, offered)
+    rounded, unrounded = roundable(offered, host)
+    if unrounded:
+        notes.append(f"left out: {unrounded}")
+    choices, why = with_repairs_that_run(opened, rounded)
     is_asked = any(map(repairs_in, offered.values()))
     if is_asked and not any(map(repairs_in, choices.values())):
         raise ConfigError(

@@ -11,8 +11,9 @@ from octavo.core.contract.recovery import check_recovery
 from octavo.core.errors import ConfigError
 from octavo.core.quantizing.chains import broken_link
 
+from ..roundable import why_not_by
 from .formats import Format
-from .methods import Method, all_methods
+from .methods import Method
 from .written import plain
 
 
@@ -96,15 +97,12 @@ class Checks:
         self._fail(f"{name} is for {modes} formats, and {fmt} is none")
 
     def _rounds(self, method: Method) -> None:
-        word = self.format.weight
-        if method.can_round(word):
+        if method.family != "algorithm":
             return
-        others = (m for m in all_methods(self.host) if m.family == method.family)
-        able = sorted(m.name for m in others if m.can_round(word))
-        self._fail(
-            f"{method.name} cannot round {word}, or would change nothing; what can: "
-            f"{', '.join(able)}"
-        )
+        word = self.format.weight.replace("-", "_")
+        why = why_not_by(method.choice.kind, word, self.host)
+        if why:
+            self._fail(why)
 
     def _corrects(self) -> None:
         if self.format.mode in ("float", "cast"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -73,16 +72,6 @@ class Method:
         # Block reconstruction and distillation learn the rounding of stored weights.
         learns_stored = self.family == "recovery" and self.choice.kind != QAT
         return frozenset({"weight_only"}) if learns_stored else _QUANTIZED
-
-    def can_round(self, word: str) -> bool:
-        """Return whether it has something to do with a format's weights.
-
-        Args:
-            word: What these are, as :attr:`~.formats.Format.weight` says it; empty for float.
-        """
-        if self.family != "algorithm" or self.card is None or not self.card.rounds:
-            return True
-        return re.fullmatch(self.card.rounds, word.replace("-", "_")) is not None
 
     @property
     def format(self) -> str:

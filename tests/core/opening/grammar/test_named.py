@@ -207,7 +207,7 @@ def test_every_name_of_the_lists_can_be_read() -> None:
         named(alias.stands_for)
     for method in all_methods(HOST):
         fitting = {"static", "dynamic", "weight_only"} & method.modes
-        assert method.can_round("int8")
+        assert method.card is None or method.card.can_round("int8")
         mode = sorted(fitting)[0].replace("_", "-")
         found = named(f"int8-{mode}+{method.name}")
         assert method.choice in {m.choice for m in found.methods}
