@@ -30,7 +30,7 @@ from .config_files import parse_file
 from .durations import seconds
 from .recover_setting import Recover
 from .rules import Rule
-from .specs import listed
+from .specs import or_one
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
@@ -119,8 +119,10 @@ class TuningConfig(Frozen):
     accuracy: dict[str, Any] = Field(default_factory=dict)
     objective: ObjectiveGoals = ObjectiveGoals()
     rules: tuple[Rule, ...] = ()
-    transforms: tuple[Alternative, ...] | None = None
-    require: tuple[PartChoice, ...] = ()
+    transforms: Annotated[
+        tuple[Alternative, ...] | None, or_one(PartTable, AlternativeTable)
+    ] = None
+    require: Annotated[tuple[PartChoice, ...], or_one(PartTable, or_none=False)] = ()
     recover: Recover = ()
     recover_top: int = Field(default=2, ge=1, le=10**6)
     backends: tuple[PartTable, ...] | None = None
@@ -155,22 +157,6 @@ class TuningConfig(Frozen):
                 "a trial needs at least 1 ms; leave trial_timeout out for no limit"
             )
         return value
-
-    @field_validator(
-        "transforms",
-        mode="before",
-        json_schema_input_type=PartTable | list[AlternativeTable] | None,
-    )
-    @classmethod
-    def _one_alternative_is_a_list(cls, value: Any) -> Any:
-        return listed(value)
-
-    @field_validator(
-        "require", mode="before", json_schema_input_type=PartTable | list[PartTable]
-    )
-    @classmethod
-    def _one_part_is_a_list(cls, value: Any) -> Any:
-        return listed(value)
 
     @field_validator("budgets", mode="before")
     @classmethod

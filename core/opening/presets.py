@@ -16,22 +16,6 @@ from .grammar.formats import format_of
 from .grammar.named import NamedScheme, read_named
 from .repairs import choice_that_runs, repairs_in
 
-PRESETS: tuple[str, ...] = (
-    "int8-static",
-    "int8-dynamic",
-    "int8-weight-only",
-    "int4-weight-only",
-    "int3-weight-only",
-    "int2-weight-only",
-    "nf4-weight-only",
-    "fp8-weight-only",
-    "fp8-dynamic",
-    "bfloat16",
-    "float16",
-)
-"""Formats that had names before schemes had a grammar; a file of such a name was never looked
-for."""
-
 
 def preset_recipe(
     scheme: str | NamedScheme,
@@ -117,4 +101,4 @@ def _simulated(scheme: NamedScheme, opened: Opened) -> str:
     return ""
 
 
-__all__ = ["PRESETS", "preset_recipe"]
+__all__ = ["preset_recipe"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator
 
 from octavo.core.contract.recovery import recovery_settings
 from octavo.core.values.scheme import PartChoice
 
-from .specs import listed
+from .alternatives import PartTable
+from .specs import or_one
 
 
 def _known(steps: tuple[PartChoice, ...]) -> tuple[PartChoice, ...]:
@@ -25,7 +26,7 @@ def _known(steps: tuple[PartChoice, ...]) -> tuple[PartChoice, ...]:
 
 Recover = Annotated[
     tuple[PartChoice, ...],
-    BeforeValidator(listed, json_schema_input_type=list[str | dict[str, Any]]),
+    or_one(PartTable, or_none=False),
     AfterValidator(_known),
 ]
 """Steps in order, each by name or by settings with ``kind``; one step need not be a list."""

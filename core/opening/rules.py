@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -23,7 +23,7 @@ from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice
 from .alternatives import Alternative, AlternativeTable, Chain, PartTable
 from .grammar.named import NamedScheme
 from .grammar.written import read
-from .specs import SpecRule, listed
+from .specs import Names, SpecRule, or_one
 
 SETTINGS = ("scheme", "mode", "weight", "input", "algorithm", "calibrator")
 """What a rule may say of the ops that it names."""
@@ -54,16 +54,20 @@ class Rule(Frozen):
         calibrator: Calibrators to try, each with its settings.
     """
 
-    ops: tuple[str, ...] | None = None
-    types: tuple[str, ...] | None = None
-    backends: tuple[str, ...] | None = None
+    ops: Names = None
+    types: Names = None
+    backends: Names = None
     keep: Literal["float"] | None = None
     scheme: str | None = None
-    mode: tuple[Mode, ...] | None = None
+    mode: Annotated[tuple[Mode, ...] | None, or_one(Mode)] = None
     weight: SpecRule | None = None
     input: SpecRule | None = None
-    algorithm: tuple[Alternative, ...] | None = Field(default=None, min_length=1)
-    calibrator: tuple[PartChoice, ...] | None = Field(default=None, min_length=1)
+    algorithm: Annotated[
+        tuple[Alternative, ...] | None, or_one(PartTable, AlternativeTable)
+    ] = Field(default=None, min_length=1)
+    calibrator: Annotated[tuple[PartChoice, ...] | None, or_one(PartTable)] = Field(
+        default=None, min_length=1
+    )
 
     @model_validator(mode="after")
     def _kept_ops_take_nothing(self) -> Rule:
@@ -101,42 +105,6 @@ class Rule(Frozen):
         if found.get("scheme") is None:
             found.pop("scheme", None)
         return found
-
-    @field_validator(
-        "ops",
-        "types",
-        "backends",
-        mode="before",
-        json_schema_input_type=str | list[str] | None,
-    )
-    @classmethod
-    def _one_name_is_a_list(cls, raw: Any) -> Any:
-        return listed(raw)
-
-    @field_validator(
-        "mode", mode="before", json_schema_input_type=Mode | list[Mode] | None
-    )
-    @classmethod
-    def _one_mode_is_a_list(cls, raw: Any) -> Any:
-        return listed(raw)
-
-    @field_validator(
-        "algorithm",
-        mode="before",
-        json_schema_input_type=PartTable | list[AlternativeTable] | None,
-    )
-    @classmethod
-    def _one_algorithm_is_a_list(cls, raw: Any) -> Any:
-        return listed(raw)
-
-    @field_validator(
-        "calibrator",
-        mode="before",
-        json_schema_input_type=PartTable | list[PartTable] | None,
-    )
-    @classmethod
-    def _one_part_is_a_list(cls, raw: Any) -> Any:
-        return listed(raw)
 
     @field_validator(
         "weight", "input", mode="before", json_schema_input_type=str | SpecRule | None

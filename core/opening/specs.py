@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_validator
+from pydantic import BeforeValidator
 
 from octavo.core.numerics.affine import is_integer
 from octavo.core.values.scheme import Frozen, QuantSpec
@@ -14,6 +14,26 @@ def listed(raw: Any) -> Any:
     """Return a lone value as a list of one."""
     is_whole = raw is None or isinstance(raw, (list, tuple))
     return raw if is_whole else (raw,)
+
+
+def or_one(item: Any, in_list: Any = None, *, or_none: bool = True) -> BeforeValidator:
+    """Return what lets a setting be written as one item where it is a list of them.
+
+    Args:
+        item: What one is written as.
+        in_list: What an item of the list is written as; None for the same.
+        or_none: Whether the setting may be None.
+    """
+    written = item | list[in_list or item]  # type: ignore[misc]
+    if or_none:
+        written = written | None
+    return BeforeValidator(listed, json_schema_input_type=written)
+
+
+Names = Annotated[tuple[str, ...] | None, or_one(str)]
+"""One name or several; None for any."""
+
+Flags = Annotated[tuple[bool, ...] | None, or_one(bool)]
 
 
 class SpecRule(Frozen):
@@ -28,32 +48,11 @@ class SpecRule(Frozen):
         scale_dtype: What scales are stored as; None: float32.
     """
 
-    dtype: tuple[str, ...] | None = None
-    granularity: tuple[str, ...] | None = None
-    symmetric: tuple[bool, ...] | None = None
-    reduce_range: tuple[bool, ...] | None = None
-    scale_dtype: tuple[str | None, ...] | None = None
-
-    @field_validator(
-        "dtype",
-        "granularity",
-        "scale_dtype",
-        mode="before",
-        json_schema_input_type=str | list[str] | None,
-    )
-    @classmethod
-    def _one_name_is_a_list(cls, raw: Any) -> Any:
-        return listed(raw)
-
-    @field_validator(
-        "symmetric",
-        "reduce_range",
-        mode="before",
-        json_schema_input_type=bool | list[bool] | None,
-    )
-    @classmethod
-    def _one_flag_is_a_list(cls, raw: Any) -> Any:
-        return listed(raw)
+    dtype: Names = None
+    granularity: Names = None
+    symmetric: Flags = None
+    reduce_range: Flags = None
+    scale_dtype: Annotated[tuple[str | None, ...] | None, or_one(str)] = None
 
     def admits(self, spec: QuantSpec) -> bool:
         """Return whether every field that this rule names is among the allowed ones."""

@@ -11,7 +11,6 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, said
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.grammar.named import NamedScheme, is_scheme, read_named
-from octavo.core.opening.presets import PRESETS
 from octavo.core.system.log import remark
 from octavo.core.system.textfiles import read_text
 from octavo.core.values.recipe import Recipe
@@ -76,7 +75,7 @@ def _tell_of_file(path: Path) -> None:
         exists = path.exists()
     except OSError:
         return
-    if exists and str(path) not in PRESETS:
+    if exists:
         remark(
             f"{str(path)!r} is taken as a scheme's name; ./{path} means what lies there",
             "schemes",
