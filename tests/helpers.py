@@ -4,7 +4,10 @@ one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from octavo.core.contract.adapter import Batch, Candidate, Opened, Session
 from octavo.core.contract.plugins import PluginHost
@@ -34,6 +37,25 @@ def torch_session(model: Any, batch: Any = None, **settings: Any) -> TorchSessio
 def opened_torch(model: Any, batch: Any, **settings: Any) -> Opened:
     """Return a PyTorch model as the core works on it; settings are those of the backend."""
     return as_opened(torch_session(model, batch, **settings))
+
+
+def opened_on(backend: str, model: Any, batch: Batch, folder: Path) -> Opened:
+    """Return a PyTorch model as a backend works on it: others than PyTorch read its ONNX export.
+
+    Args:
+        backend: Its name.
+        model: The module.
+        batch: Tensors or arrays that the model takes.
+        folder: Where the export goes, under a name of its own.
+    """
+    opened = opened_torch(model, batch)
+    if backend == "torch":
+        return opened
+    file = folder / f"model-{len(list(folder.iterdir()))}.onnx"
+    opened.session.export("onnx", file)
+    adapter = PluginHost(third_party=False).adapters()[backend].build()
+    given = tuple(np.asarray(x) for x in batch)
+    return as_opened(adapter.open(str(file), given))
 
 
 def preset_candidate(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.space import TuningSpace, Unit
+from tests.helpers import opened_on
 from tests.tiny import digits
 
 HOST = PluginHost(third_party=False)
@@ -70,13 +70,7 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
 
 def opened(backend: str, net: nn.Module, folder: Path) -> Opened:
     """Open a network on one backend; others than PyTorch read its ONNX export."""
-    example = images()[0][:64]
-    session: Any = HOST.adapters()["torch"].build().open(net, (example,))
-    if backend != "torch":
-        path = folder / "digits.onnx"
-        session.export("onnx", path)
-        session = HOST.adapters()[backend].build().open(str(path), (example.numpy(),))
-    return Opened(backend, session, session.describe(), session.capability())
+    return opened_on(backend, net, (images()[0][:64],), folder)
 
 
 def realizer(model: Opened, *chains: tuple[PartChoice, ...]) -> Realizer:

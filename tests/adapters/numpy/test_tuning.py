@@ -16,6 +16,7 @@ from tests.adapters.numpy.test_conformance import (
     tokens,
     transformer,
 )
+from tests.core.quantizing.test_algorithms import FEW
 
 HOST = PluginHost(third_party=False)
 W8, X8 = (
@@ -76,9 +77,8 @@ def test_algorithms_on_integer_layers(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", HOST.parts("algorithms"))
 def test_algorithms_on_packed_layers(algorithm: str) -> None:
-    scheme = OpScheme(
-        mode="weight_only", weight=W4, algorithm=PartChoice(kind=algorithm)
-    )
+    choice = PartChoice.model_validate({"kind": algorithm, **FEW.get(algorithm, {})})
+    scheme = OpScheme(mode="weight_only", weight=W4, algorithm=choice)
     score, made = quantize("transformer", scheme, ("linear",))
     assert score > 0.97
     packed = [n for n in made.candidate.graph.nodes if n.op == "octavo.Dequantize"]

@@ -247,7 +247,7 @@ def test_few_values_are_kept_as_they_are() -> None:
     made = build("entropy")
     made.histogram = Histogram(512)
     made.update(np.float32([-1, -0.5, 0.25, 1]))
-    assert ends(made, QuantSpec(dtype="int8")) != (-1, 1) or True
+    # They lie in the two bins next to zero, and int8 has more levels than that.
     made.histogram.counts[:] = 0
     made.histogram.counts[0, 255:258] = 1
     assert ends(made) == (-1, 1)
@@ -296,5 +296,6 @@ def test_quantiles_are_linear_within_a_bin() -> None:
     counts, edges = np.asarray([0, 2, 0, 6, 2]), np.arange(6.0)
     for share, expected in ((0.1, 1.5), (0.2, 2.0), (0.5, 3.5), (0.8, 4.0), (1.0, 5.0)):
         assert quantile(counts, edges, share) == pytest.approx(expected)
-    assert quantile(counts, edges, 0.0) == 1.0 or quantile(counts, edges, 0.0) == 0.0
+    # The first value lies in the first bin that holds any.
+    assert quantile(counts, edges, 0.0) == 1.0
     assert quantile(counts, edges, 1.1) == 5.0

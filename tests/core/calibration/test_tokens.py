@@ -185,10 +185,10 @@ def test_the_sample_is_bounded_and_even() -> None:
 def test_layers_are_quantized_for_what_they_hear(backend: str, tmp_path: Path) -> None:
     """The weights of a value's readers reach the calibrator, after a transform too."""
     torch = pytest.importorskip("torch")
-    from octavo.core.contract.adapter import Opened
     from octavo.core.contract.plugins import PluginHost
     from octavo.core.quantizing.realize import Realizer
     from octavo.core.values.space import TuningSpace, Unit
+    from tests.helpers import opened_on
 
     net = torch.nn.Sequential(torch.nn.Linear(32, 24), torch.nn.Linear(24, 8)).eval()
     x = tokens()
@@ -197,12 +197,7 @@ def test_layers_are_quantized_for_what_they_hear(backend: str, tmp_path: Path) -
         with torch.no_grad():
             net[0].weight.copy_(torch.from_numpy(weight(hears_outliers=hears_outliers)))
         host = PluginHost(third_party=False)
-        session: Any = host.adapters()["torch"].build().open(net, (torch.ones(2, 32),))
-        if backend != "torch":
-            path = tmp_path / f"{hears_outliers}.onnx"
-            session.export("onnx", path)
-            session = host.adapters()[backend].build().open(str(path), (x,))
-        model = Opened(backend, session, session.describe(), session.capability())
+        model = opened_on(backend, net, (torch.from_numpy(x),), tmp_path)
         units = []
         for op in (op for op in model.view.ops if op.type == "linear"):
             first = next(s for s in model.capability.for_op(op) if s.mode == "static")

@@ -61,14 +61,20 @@ def loss(found: QuantizedTensor, weight: np.ndarray, gram: np.ndarray) -> float:
 
 
 def textbook(
-    weight: np.ndarray, gram: np.ndarray, spec: QuantSpec, damping: float
+    weight: np.ndarray,
+    gram: np.ndarray,
+    spec: QuantSpec,
+    damping: float,
+    drift: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Algorithm 1 of Frantar et al. 2023 in float64, column by column, with the inverse that the
-    paper has."""
+    """Algorithm 1 of Frantar et al. 2023 (GPTQ) in float64, column by column, with the inverse that
+    the paper has; with a drift (X - X')^T X' algorithm 1 of Li et al. 2025 (GPTAQ)."""
     w, h = weight.astype(np.float64).copy(), gram.astype(np.float64).copy()
     features = w.shape[1]
     h[np.diag_indices(features)] += damping * np.diag(h).mean()
     inverse = np.linalg.cholesky(np.linalg.inv(h)).T
+    lost = np.zeros_like(h) if drift is None else drift.astype(np.float64)
+    carried = np.triu(lost @ inverse.T, 1) @ inverse
     size = spec.group_size or features
     low, high = integer_range(spec)
     codes = np.zeros_like(w)
@@ -77,9 +83,11 @@ def textbook(
             group = w[:, j : j + size].astype(np.float32)
             params = affine_params(group.min(1), group.max(1), spec)
             scale, zero = params.scale.astype(np.float64), params.zero_point
-        codes[:, j] = np.clip(np.round(w[:, j] / scale) + zero, low, high)
-        error = (w[:, j] - scale * (codes[:, j] - zero)) / inverse[j, j]
+        met = w[:, j].copy()
+        codes[:, j] = np.clip(np.round(met / scale) + zero, low, high)
+        error = (met - scale * (codes[:, j] - zero)) / inverse[j, j]
         w[:, j:] -= np.outer(error, inverse[j, j:])
+        w[:, j:] += np.outer(met, carried[j, j:])
     return codes
 
 

@@ -15,7 +15,6 @@ import pytest
 import octavo
 from octavo.core.calibration.calibrators.minmax import MinMax, MinMaxConfig
 from octavo.core.calibration.statistics import Statistics
-from octavo.core.contract.adapter import Opened
 from octavo.core.contract.calibrator import Probe
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.numerics.arrays import to_numpy
@@ -29,6 +28,9 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, MINMAX, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.topology import scale_sharers, shared_scales
+from tests.helpers import opened_on, opened_torch
+
+from .test_transforms import Forked, Outsider
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -70,13 +72,9 @@ class Mixed(nn.Module):
 def made(backend: str) -> Realizer:
     """A realizer whose space holds every pair of transforms in both orders."""
     net, data = Mixed().eval(), batches()
-    session: Any = HOST.adapters()["torch"].build().open(net, data[0])
-    if backend != "torch":
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / "mixed.onnx"
-            session.export("onnx", file)
-            session = HOST.adapters()[backend].build().open(str(file), data[0])
-    view, capability = session.describe(), session.capability()
+    with TemporaryDirectory() as folder:
+        opened = opened_on(backend, net, data[0], Path(folder))
+    view, capability = opened.view, opened.capability
     units = tuple(
         Unit(o.name, o.type, (o.name,), (static, FLOAT))
         for o in view.ops
@@ -85,7 +83,7 @@ def made(backend: str) -> Realizer:
     )
     pairs = [tuple(PartChoice(kind=k) for k in pair) for pair in permutations(KINDS, 2)]
     space = TuningSpace(backend, units, ((), *pairs))
-    found = Realizer(Opened(backend, session, view, capability), space, HOST)
+    found = Realizer(opened, space, HOST)
     found.calibrate(data)
     return found
 
@@ -177,26 +175,10 @@ def _like(change: Any, x: np.ndarray) -> Any:
     return torch.from_numpy(x) if isinstance(held, torch.Tensor) else x
 
 
-class Forked(nn.Module):
-    """A strided 3x3 and a 1x1 convolution that read one value: padding and stride show them other
-    rows of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Conv2d(3, 8, 3)
-        self.wide = nn.Conv2d(8, 4, 3, padding=1)
-        self.narrow = nn.Conv2d(8, 4, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.first(x))
-        return torch.sigmoid(self.wide(x)) * self.narrow(x)
-
-
 def test_the_size_of_a_channel_is_what_all_members_see() -> None:
     net, data = Forked().eval(), [torch.randn(4, 3, 6, 6) for _ in range(2)]
-    session = HOST.adapters()["torch"].build().open(net, (data[0],))
-    view = session.describe()
+    opened = opened_torch(net, (data[0],))
+    view = opened.view
     units = tuple(
         Unit(o.name, o.type, (o.name,), (STATIC, FLOAT))
         for o in view.ops
@@ -204,12 +186,12 @@ def test_the_size_of_a_channel_is_what_all_members_see() -> None:
     )
     awq = PartChoice(kind="awq")
     realizer = Realizer(
-        Opened("torch", session, view, session.capability()),
+        opened,
         TuningSpace("torch", units, ((), (awq,))),
         HOST,
     )
     statistics = realizer.calibrate([(x,) for x in data])
-    (link,) = links(view, session.tensor, statistics, view.by_name)
+    (link,) = links(view, opened.session.tensor, statistics, view.by_name)
     assert len(link.members) == 2
     with torch.no_grad():
         value = torch.relu(net.first(torch.cat(data))).numpy().astype(np.float64)
@@ -226,33 +208,14 @@ def test_the_size_of_a_channel_is_what_all_members_see() -> None:
     )
 
 
-class Outsider(nn.Module):
-    """A norm that two linear layers read, one of them with a weight that is used again elsewhere:
-    it keeps the norm's own output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.norm, self.inside = nn.LayerNorm(16), nn.Linear(16, 16)
-        self.tied = nn.Parameter(torch.randn(16, 16))
-        with torch.no_grad():
-            self.norm.weight[::5] *= 20
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.norm(x)
-        return torch.tanh(self.inside(x)) @ self.tied + x @ self.tied
-
-
 @pytest.mark.parametrize("kinds", [("smoothquant",), ("smoothquant", "hadamard")])
 def test_sensitivities_of_an_op_outside_the_group_are_of_the_value_that_it_meets(
     kinds: tuple[str, ...], tmp_path: Path
 ) -> None:
     net, data = Outsider().eval(), [torch.randn(8, 16) for _ in range(3)]
-    session: Any = HOST.adapters()["torch"].build().open(net, (data[0],))
-    session.export("onnx", tmp_path / "m.onnx")
+    opened = opened_on("onnx", net, (data[0],), tmp_path)
     inputs = [(x.numpy(),) for x in data]
-    session = HOST.adapters()["onnx"].build().open(str(tmp_path / "m.onnx"), inputs[0])
-    view = session.describe()
+    view = opened.view
     linear = [o for o in view.ops if o.type == "linear"]
     group = next(g for g in view.groups if g.kind == "rescale" and g.gain)
     readers = [o for o in linear if group.value in o.inputs]
@@ -262,7 +225,7 @@ def test_sensitivities_of_an_op_outside_the_group_are_of_the_value_that_it_meets
     transforms = tuple(PartChoice(kind=k) for k in kinds)
     units = tuple(Unit(o.name, o.type, (o.name,), (scheme, FLOAT)) for o in linear)
     realizer = Realizer(
-        Opened("onnx", session, view, session.capability()),
+        opened,
         TuningSpace("onnx", units, ((), transforms)),
         HOST,
     )

@@ -23,6 +23,8 @@ from octavo.core.values.scheme import OpScheme, PartChoice, QuantSpec
 from octavo.core.values.sizes import DOUBLE_BLOCK
 from tests.arrays import each_kind
 
+from .test_algorithms import FEW
+
 HOST = PluginHost(third_party=False)
 
 
@@ -113,7 +115,8 @@ def test_groups_of_a_convolution_share_the_second_level(
     spec: QuantSpec, algorithm: str, make: Any
 ) -> None:
     weight, x = grouped()
-    found = quantized(conv(weight, 4), make(weight), make(x), spec, algorithm)
+    few = FEW.get(algorithm, {})
+    found = quantized(conv(weight, 4), make(weight), make(x), spec, algorithm, **few)
     np.testing.assert_allclose(found.params.scale, second_level(found), rtol=1e-6)
     assert tuple(found.params.scale.shape) == (16, 32 // (spec.group_size or 1))
     plain = quantized(conv(weight, 4), weight, x, spec, "rtn")
@@ -138,7 +141,8 @@ def test_groups_of_a_convolution_share_one_scale(
     spec: QuantSpec, algorithm: str, make: Any
 ) -> None:
     weight, x = grouped()
-    found = quantized(conv(weight, 4), make(weight), make(x), spec, algorithm)
+    few = FEW.get(algorithm, {})
+    found = quantized(conv(weight, 4), make(weight), make(x), spec, algorithm, **few)
     plain = quantized(conv(weight, 4), weight, x, spec, "rtn")
     assert tuple(found.params.scale.shape) == ()
     assert float(found.params.scale) == float(plain.params.scale)
@@ -194,7 +198,8 @@ def test_transposed_convolutions_round_for_their_outputs(
     spec = QuantSpec(dtype="int3", granularity="channel")
     plain = quantized(op, weight, x, spec, "rtn")
     for algorithm in ("gptq", "awq", "autoround", "adaround"):
-        found = quantized(op, make(weight), make(x), spec, algorithm)
+        few = FEW.get(algorithm, {})
+        found = quantized(op, make(weight), make(x), spec, algorithm, **few)
         assert found.shape == weight.shape
         assert tuple(found.params.scale.shape) == (4,)
         errors = [

@@ -310,18 +310,10 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_other_tools_have_no_place_for_it(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=48,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+    pytest.importorskip("transformers")
+    from examples import tiny_llama
+
+    model = tiny_llama.model(updates=0)
     recipe = Recipe({"model.layers.0.mlp.up_proj": SCHEME}, (), "torch")
     made = octavo.quantize_model(model, recipe, [{"input_ids": IDS[0]}])
     for kind in ("gptq", "compressed-tensors"):

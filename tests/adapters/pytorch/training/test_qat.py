@@ -567,12 +567,16 @@ def test_layers_that_rescale_their_input_do_so_in_training() -> None:
         {"ops": "2", "mode": "dynamic", "weight": WEIGHT, "input": token},
     ]
     for transforms in (["smoothquant"], ["hadamard"]):
-        base = made(model, (x,), *rules, transforms=transforms)
-        module = octavo.prepare_qat(base)
-        with torch.no_grad():
-            torch.testing.assert_close(module(x), base.model(x), rtol=1e-4, atol=1e-4)
-        steps(module, x)
-        agree(module, x, rtol=1e-4)
+        check_rescaled(made(model, (x,), *rules, transforms=transforms), x)
+
+
+def check_rescaled(base: octavo.Quantized, x: torch.Tensor) -> None:
+    """Check that training begins at what was quantized, and is converted as it was trained."""
+    module = octavo.prepare_qat(base)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), base.model(x), rtol=1e-4, atol=1e-4)
+    steps(module, x)
+    agree(module, x, rtol=1e-4)
 
 
 class Fork(nn.Module):
@@ -596,11 +600,7 @@ def test_float_layers_that_rescale_their_input_do_so_in_training() -> None:
     ]
     base = made(Fork(), (x,), *rules, transforms=["hadamard"])
     assert set(base.candidate.factors) == {"left", "right"}
-    module = octavo.prepare_qat(base)
-    with torch.no_grad():
-        torch.testing.assert_close(module(x), base.model(x), rtol=1e-4, atol=1e-4)
-    steps(module, x)
-    agree(module, x, rtol=1e-4)
+    check_rescaled(base, x)
 
 
 # What is not trained

@@ -12,7 +12,7 @@ from octavo.core.contract.adapter import Opened
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import DataError, SchemeError
-from octavo.core.numerics.affine import affine_params, integer_range
+from octavo.core.numerics.affine import affine_params
 from octavo.core.quantizing.algorithms.gptaq import Gptaq, GptaqConfig
 from octavo.core.quantizing.algorithms.gptq import Gptq, GptqConfig
 from octavo.core.quantizing.realize import Realizer
@@ -20,6 +20,8 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import FLOAT, OpScheme, PartChoice, QuantSpec
 from octavo.core.values.space import TuningSpace, Unit
 from tests.arrays import each_kind
+from tests.core.quantizing.test_algorithms import textbook
+from tests.helpers import opened_on, opened_torch
 
 HOST = PluginHost(third_party=False)
 
@@ -38,33 +40,15 @@ def moments(
     return weight, x, y, gram.astype(np.float32), drift.astype(np.float32)
 
 
-def textbook(
+def papers(
     weight: np.ndarray,
     gram: np.ndarray,
     drift: np.ndarray,
     spec: QuantSpec,
     alpha: float = 1.0,
 ) -> np.ndarray:
-    """Algorithm 1 of Li et al. 2025, column by column, with the inverse that the paper has."""
-    w, h = weight.astype(np.float64).copy(), gram.astype(np.float64).copy()
-    features = w.shape[1]
-    h[np.diag_indices(features)] += 0.01 * np.diag(h).mean()
-    inverse = np.linalg.cholesky(np.linalg.inv(h)).T
-    carried = alpha * np.triu(drift.astype(np.float64) @ inverse.T, 1) @ inverse
-    size = spec.group_size or features
-    low, high = integer_range(spec)
-    codes = np.zeros_like(w)
-    for j in range(features):
-        if j % size == 0:
-            group = w[:, j : j + size].astype(np.float32)
-            params = affine_params(group.min(1), group.max(1), spec)
-            scale, zero = params.scale.astype(np.float64), params.zero_point
-        met = w[:, j].copy()
-        codes[:, j] = np.clip(np.round(met / scale) + zero, low, high)
-        error = (met - scale * (codes[:, j] - zero)) / inverse[j, j]
-        w[:, j:] -= np.outer(error, inverse[j, j:])
-        w[:, j:] += np.outer(met, carried[j, j:])
-    return codes
+    """Algorithm 1 of Li et al. 2025: GPTQ's, whose later columns also take w_j P_j."""
+    return textbook(weight, gram, spec, 0.01, alpha * drift)
 
 
 def rounded(
@@ -87,7 +71,7 @@ def test_equals_the_papers_algorithm(
     granularity = f"group:{group}" if group else "channel"
     spec = QuantSpec(dtype="uint3", symmetric=False, granularity=granularity)
     found = rounded(make(weight), make(gram), make(drift), spec, alpha=alpha)
-    expected = textbook(weight, gram, drift, spec, alpha)
+    expected = papers(weight, gram, drift, spec, alpha)
     same = (found == expected).all(1)
     assert same.mean() >= 0.8
     assert np.abs(found[~same] - expected[~same]).max(initial=0) <= 3
@@ -171,17 +155,8 @@ def batches(count: int = 3) -> list[tuple[np.ndarray]]:
     return [(random.normal(size=(48, 12)).astype(np.float32),) for _ in range(count)]
 
 
-def opened_on(backend: str, folder: Path) -> Opened:
-    torch = pytest.importorskip("torch")
-    model: Any = mlp()
-    if backend != "torch":
-        pytest.importorskip("onnx")
-        path = folder / "m.onnx"
-        x = torch.zeros(48, 12)
-        torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
-        model = str(path)
-    session = HOST.adapters()[backend].build().open(model, batches()[0])
-    return Opened(backend, session, session.describe(), session.capability())
+def opened_mlp() -> Opened:
+    return opened_torch(mlp(), batches()[0])
 
 
 def realizer(opened: Opened, schemes: list[OpScheme], data: Any) -> Realizer:
@@ -202,7 +177,7 @@ def by_hand(model: Any, x: np.ndarray) -> list[np.ndarray]:
         weight, bias = w.detach().numpy(), b.detach().numpy()
         gram = quantized.T @ quantized
         drift = (exact - quantized).T @ quantized
-        codes = textbook(weight, gram, drift, SPEC)
+        codes = papers(weight, gram, drift, SPEC)
         params = affine_params(weight.min(1), weight.max(1), SPEC)
         numbers = params.scale[:, None] * codes
         found.append(codes)
@@ -215,7 +190,7 @@ def by_hand(model: Any, x: np.ndarray) -> list[np.ndarray]:
 def test_each_layer_meets_the_inputs_of_the_layers_quantized_before(
     backend: str, tmp_path: Path
 ) -> None:
-    opened = opened_on(backend, tmp_path)
+    opened = opened_on(backend, mlp(), batches()[0], tmp_path)
     kind = scheme("gptaq")
     made = realizer(opened, [kind], batches())
     names = [op.name for op in opened.view.ops if op.weight is not None]
@@ -231,7 +206,7 @@ def test_each_layer_meets_the_inputs_of_the_layers_quantized_before(
 
 def test_what_was_quantized_before_is_part_of_the_key() -> None:
     """A first layer in float leaves the second another input; the same recipe costs nothing."""
-    opened = opened_on("torch", Path())
+    opened = opened_mlp()
     kind, other = scheme("gptaq"), scheme("rtn")
     made = realizer(opened, [kind, other], batches())
 
@@ -255,7 +230,7 @@ def test_what_was_quantized_before_is_part_of_the_key() -> None:
 
 def test_less_loss_than_gptq_behind_quantized_layers() -> None:
     torch = pytest.importorskip("torch")
-    opened = opened_on("torch", Path())
+    opened = opened_mlp()
     data = batches(8)
     x = torch.from_numpy(np.concatenate([b for (b,) in data]))
     errors = {}
@@ -269,7 +244,7 @@ def test_less_loss_than_gptq_behind_quantized_layers() -> None:
 
 
 def test_refusals_name_the_way_out() -> None:
-    opened = opened_on("torch", Path())
+    opened = opened_mlp()
     kind = scheme("gptaq")
     recipe = Recipe({"0": kind}, (), "torch")
     once = realizer(opened, [kind], iter(batches()))
@@ -304,8 +279,7 @@ def test_runs_that_go_on_from_a_block_meet_the_weights_replaced_in_it() -> None:
 
     torch.manual_seed(0)
     model = Stack().eval()
-    session = HOST.adapters()["torch"].build().open(model, batches()[0])
-    opened = Opened("torch", session, session.describe(), session.capability())
+    opened = opened_torch(model, batches()[0])
     names = [op.name for op in opened.view.ops if op.weight is not None]
     kind = scheme("gptaq")
     units = tuple(Unit(n, "linear", (n,), (kind, FLOAT)) for n in names)

@@ -17,6 +17,7 @@ from octavo.core.quantizing.transforming import norms_as_read  # noqa: E402
 from octavo.core.values.recipe import Recipe  # noqa: E402
 from octavo.core.values.scheme import PartChoice  # noqa: E402
 from octavo.core.values.space import TuningSpace  # noqa: E402
+from tests.helpers import opened_on  # noqa: E402
 
 nn = torch.nn
 HOST = PluginHost(third_party=False)
@@ -83,12 +84,7 @@ class Block(nn.Module):
 
 def _realizer(backend: str, net: Any, folder: Path) -> tuple[Realizer, list[Any]]:
     data = [torch.randn(5, 7, 16) for _ in range(2)]
-    session: Any = HOST.adapters()["torch"].build().open(net, (data[0],))
-    if backend != "torch":
-        session.export("onnx", folder / "block.onnx")
-        path = str(folder / "block.onnx")
-        session = HOST.adapters()[backend].build().open(path, (data[0].numpy(),))
-    opened = Opened(backend, session, session.describe(), session.capability())
+    opened = opened_on(backend, net, (data[0],), folder)
     chains = ((), (MIGRATION,), (SMOOTHING, MIGRATION))
     made = Realizer(opened, TuningSpace(backend, _units(opened), chains), HOST)
     made.calibrate([(x.numpy(),) for x in data])

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from octavo.core.values.recipe import Recipe  # noqa: E402
-from tests.rescaled_digits import HOST  # noqa: E402
+from tests.helpers import opened_on  # noqa: E402
 
 nn = torch.nn
 
@@ -38,19 +38,10 @@ class Residual(nn.Module):
         return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
 
 
-def _session(backend: str, net: Any, x: Any, folder: Path) -> Any:
-    session = HOST.adapters()["torch"].build().open(net, (x,))
-    if backend == "torch":
-        return session
-    session.export("onnx", folder / "residual.onnx")
-    path = str(folder / "residual.onnx")
-    return HOST.adapters()[backend].build().open(path, (x.numpy(),))
-
-
 @pytest.mark.parametrize("backend", ["torch", "onnx", "numpy"])
 def test_a_residual_stream_is_one_group(backend: str, tmp_path: Path) -> None:
     net, x = Residual().eval(), torch.randn(2, 3, 8, 8)
-    session = _session(backend, net, x, tmp_path)
+    session: Any = opened_on(backend, net, (x,), tmp_path).session
     groups = [g for g in session.describe().groups if g.kind == "rescale"]
     (stream,) = [g for g in groups if len(g.members) == 2]
     names = "".join(stream.members)
@@ -86,7 +77,7 @@ def test_a_stream_that_something_else_reads_is_left_alone(
             return torch.sigmoid(x) + self.wide(torch.relu(self.deep(x)))
 
     net, x = Leaving().eval(), torch.randn(2, 3, 8, 8)
-    session = _session(backend, net, x, tmp_path)
-    groups = [g for g in session.describe().groups if g.kind == "rescale"]
+    view = opened_on(backend, net, (x,), tmp_path).view
+    groups = [g for g in view.groups if g.kind == "rescale"]
     assert [len(g.members) for g in groups] == [1]
     assert "wide" in groups[0].members[0]
