@@ -293,3 +293,46 @@ def test_runs_that_go_on_from_a_block_meet_the_weights_replaced_in_it() -> None:
         found.append([np.asarray(w.codes) for w in weights if w is not None])
     for staged, whole in zip(*found, strict=True):
         np.testing.assert_array_equal(staged, whole)
+
+
+def test_batches_without_a_partner_leave_gptq_on_the_quantized_inputs() -> None:
+    """What a router sends elsewhere in the quantized model cannot be compared."""
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+
+    class Routed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router, self.expert = nn.Linear(12, 32), nn.Linear(32, 6)
+
+        def sent(self, x: Any) -> Any:
+            hidden = self.router(x)
+            return hidden[hidden[:, 0] > 0]
+
+        def forward(self, x: Any) -> Any:
+            return self.expert(self.sent(x)).sum(0, keepdim=True)
+
+    torch.manual_seed(0)
+    model = Routed().eval()
+    first, *others = batches()
+    data = [(first[0][:6],), *others]
+    opened = opened_torch(model, data[0])
+    made = realizer(opened, [scheme("gptaq"), scheme("gptaq", alpha=0.0)], data)
+
+    def expert(**options: Any) -> np.ndarray:
+        kinds = {"router": scheme("rtn"), "expert": scheme("gptaq", **options)}
+        found = made.parameters(Recipe(kinds, (), "torch"))
+        router, weight = found["router"].weight, found["expert"].weight
+        assert router is not None
+        assert weight is not None
+        with torch.no_grad():
+            floats = [len(model.sent(torch.from_numpy(x))) for (x,) in data]
+            kept = model.router.weight.clone()
+            model.router.weight.copy_(router.dequantize())
+            rounded = [len(model.sent(torch.from_numpy(x))) for (x,) in data]
+            model.router.weight.copy_(kept)
+        # Some batches have partners, and are not enough.
+        assert 0 < sum(a == b for a, b in zip(floats, rounded, strict=True)) < 3
+        return np.asarray(weight.codes)
+
+    np.testing.assert_array_equal(expert(), expert(alpha=0.0))

@@ -93,15 +93,24 @@ def test_the_steps_of_each_group(dtype: str, low: int, high: int, make: Any) -> 
 
 
 @each_kind
-def test_groups_see_their_own_inputs_and_rows_their_whole_output(make: Any) -> None:
+@pytest.mark.parametrize("alike", [False, True])
+def test_groups_see_their_own_inputs_and_rows_their_whole_output(
+    make: Any, alike: bool
+) -> None:
     """The last group is short; a row takes its scales only where all together are nearer."""
-    weight, gram = layer(20, 40)
+    weight, gram = layer(60, 40)
+    if alike:
+        # All groups meet nearly the same inputs, so that their errors add up.
+        random = np.random.default_rng(5)
+        inputs = np.tile(random.normal(size=(120, 16)), (1, 3))[:, :40]
+        inputs += random.normal(size=inputs.shape) / 3
+        gram = (inputs.T @ inputs).astype(np.float32)
     spec = QuantSpec(dtype="int3", granularity="group:16")
     scale, numbers = estimated(make(weight), make(gram), spec)
     plain = RoundToNearest(RtnConfig()).quantize(weight, spec, WeightContext())
     first = plain.params.scale
     wanted = np.empty_like(first)
-    for row in range(20):
+    for row in range(60):
         for group in range(3):
             part = slice(16 * group, min(40, 16 * group + 16))
             own = gram[part, part].astype(np.float64)
@@ -113,7 +122,8 @@ def test_groups_see_their_own_inputs_and_rows_their_whole_output(make: Any) -> N
     nearer = ((tried @ gram) * tried).sum(1) < ((before @ gram) * before).sum(1)
     expected = np.where(nearer[:, None], wanted, first)
     np.testing.assert_allclose(scale, expected, rtol=2e-4)
-    assert nearer.sum() > 0
+    assert nearer.all() != alike
+    assert nearer.sum() > 30
     after = numbers - weight
     assert ((after @ gram) * after).sum() < 0.9 * ((before @ gram) * before).sum()
 
@@ -210,7 +220,7 @@ def test_after_gptq_its_codes_stay_and_the_scales_are_fitted(
         old = np.asarray(first.dequantize(), np.float64)[row] - weight[row]
         errors.append([d @ gram @ d for d in (mine, old, least)])
     mine, old, least = np.sum(errors, axis=0)
-    assert mine - least <= 0.1 * (old - least)
+    assert mine - least <= 1e-3 * (old - least)
     assert mine < 0.99 * old
 
 
