@@ -17,8 +17,9 @@ from octavo.core.values.scheme import PartChoice
 
 _HERE = "octavo.strategies"
 Proxy = Literal[
-    "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
+    "auto", "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
 ]
+"""Which sensitivity; ``auto``: the best one that the backend has."""
 
 
 class AutoConfig(SuggestsTransforms):
@@ -43,7 +44,7 @@ class AutoConfig(SuggestsTransforms):
             "conv": PartChoice(kind="equalization"),
         }
     )
-    sensitivity: Proxy = "output_distance"
+    sensitivity: Proxy = "auto"
     patience: int = Field(default=5, ge=0)
     worthwhile: float = Field(default=0.001, ge=0)
     transforms: int = Field(default=2, ge=1)
@@ -59,7 +60,7 @@ class BasicConfig(PartConfig):
     """
 
     kind: Literal["basic"] = "basic"
-    sensitivity: Proxy = "output_distance"
+    sensitivity: Proxy = "auto"
     type_trials: int = Field(default=16, ge=0)
 
 
@@ -139,7 +140,7 @@ class PrefixConfig(PartConfig):
     """
 
     kind: Literal["prefix"] = "prefix"
-    sensitivity: Proxy = "output_distance"
+    sensitivity: Proxy = "auto"
 
 
 class BudgetConfig(PartConfig):
@@ -150,7 +151,7 @@ class BudgetConfig(PartConfig):
     """
 
     kind: Literal["budget"] = "budget"
-    sensitivities: tuple[Proxy, ...] = ("output_distance", "weight_error")
+    sensitivities: tuple[Proxy, ...] = ("auto",)
 
 
 class CoordinateConfig(PartConfig):

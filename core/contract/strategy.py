@@ -31,7 +31,8 @@ class Sensitivity(Protocol):
         Args:
             kind: ``weight_error`` or ``hessian`` (cheap, from weights and statistics) or
                 ``output_distance`` (one forward pass over a few batches each); ``gradient`` and
-                ``hessian_trace`` where the backend offers gradients.
+                ``hessian_trace`` where the backend offers gradients. A
+                :class:`RecipeSensitivity` also takes ``auto``: what it prefers.
             pairs: What to score.
         """
 
@@ -43,6 +44,34 @@ class RecipeSensitivity(Sensitivity, Protocol):
     @property
     def kinds(self) -> tuple[str, ...]:
         """What can be asked for here."""
+
+    @property
+    def preferred(self) -> str:
+        """The best of them here, which ``auto`` stands for."""
+
+    def price(
+        self,
+        kind: str,
+        pairs: Sequence[tuple[str, OpScheme]],
+        transforms: tuple[PartChoice, ...] = (),
+    ) -> int:
+        """Return how many runs of a batch asking for these would still cost; 0 for what is known.
+
+        A backward pass counts as the runs that it takes about as long as.
+        """
+
+    def around(self, recipe: Recipe) -> Sensitivity:
+        """Return the losses of units as changes of a whole ``recipe``, not of the float model.
+
+        Asked of it, whatever the kind: distance(recipe with the unit under the scheme) less
+        distance(recipe with the unit in float), and never below 0.
+        """
+
+    def interaction(self, recipe: Recipe) -> float:
+        """Return the measured distance of a whole recipe over the sum of its units' losses.
+
+        Near 1 where losses add up; 1 where they are all 0.
+        """
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe."""

@@ -28,10 +28,10 @@ from octavo.core.numerics.affine import Array
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.graph import Weight
-from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
+from .keys import key_of
 from .op_errors import OpErrors, Transforms, WeightError
 
 DRAWS = 8
@@ -121,7 +121,7 @@ class Curvature:
     def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:
         """Return the trace of each tunable weight's block of H, by name; computed once."""
         names = self._tunable_weights()
-        keys = {name: _key("trace", name, None, transforms) for name in names}
+        keys = {name: key_of("trace", name, None, transforms) for name in names}
         missing = [name for name, key in keys.items() if key not in self._scores]
         if missing:
             session = self._realizer.session(transforms)
@@ -152,7 +152,7 @@ class Curvature:
         self.prepare([(ops, scheme)], transforms)
 
         def loss(weight: Weight, error: WeightError) -> float:
-            form = self._scores[_key("form", weight.name, scheme, transforms)]
+            form = self._scores[key_of("form", weight.name, scheme, transforms)]
             return form * error.with_input
 
         return self._total(ops, scheme, transforms, loss)
@@ -192,7 +192,7 @@ class Curvature:
         for ops, scheme in wanted:
             for weight, rounded in self._rounded(ops, scheme, transforms):
                 name = weight.name
-                key = _key("form", name, scheme, transforms)
+                key = key_of("form", name, scheme, transforms)
                 if key not in self._scores:
                     of_weight = errors.setdefault(name, {})
                     of_weight[key] = _error_of(session, weight, rounded)
@@ -319,12 +319,3 @@ def _signs(like: Array, seed: int, draw: int, name: str) -> Array:
     signs = bits.astype(np.float32) * 2 - 1
     xp = array_namespace(like)
     return xp.asarray(signs, device=device(like))
-
-
-def _key(kind: str, name: str, scheme: OpScheme | None, transforms: Transforms) -> str:
-    scheme_fields = None
-    if scheme is not None:
-        scheme_fields = scheme.model_dump(exclude_defaults=True)
-    transform_fields = [transform.model_dump() for transform in transforms]
-    settings = canonical_json([scheme_fields, transform_fields])
-    return f"{kind} {name} {settings}"

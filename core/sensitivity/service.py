@@ -30,11 +30,12 @@ from octavo.core.contract.adapter import Batch, Opened
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.contract.strategy import Sensitivity
 from octavo.core.errors import ConfigError, DataError
-from octavo.core.values.json_form import canonical_json
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
-from .curvature import Curvature, Watched, unwatched
+from .curvature import DRAWS, GRADIENT_RUNS, PRODUCT_RUNS, Curvature, Watched, unwatched
+from .interaction import Around, interaction
+from .keys import key_of, recipe_key
 from .memory import Memory
 from .op_errors import OpErrors, Transforms
 from .output_distance import OutputDistance
@@ -121,6 +122,11 @@ class SensitivityService:
         return tuple(kind for kind in self._kinds if there.get(kind, True))
 
     @property
+    def preferred(self) -> str:
+        """The best kind here: ``gradient`` where there are gradients, else the distance."""
+        return "gradient" if "gradient" in self.kinds else "output_distance"
+
+    @property
     def batches_run(self) -> int:
         """Batches that candidates were run on."""
         by_gradients = self.curvature.batches_run
@@ -134,6 +140,38 @@ class SensitivityService:
             DataError: If there are no batches.
         """
         return self._ask(kind, pairs, ())
+
+    def price(
+        self, kind: str, pairs: Sequence[Pair], transforms: Transforms = ()
+    ) -> int:
+        """Return how many runs of a batch asking for these would still cost."""
+        kind = self._settled(kind)
+        self._check(kind, pairs)
+        under = transforms or self.realizer.space.required
+        keys = {key_of(kind, name, s, under) for name, s in pairs if not s.is_float}
+        self._recall(keys)
+        unknown = sum(
+            key not in self._scores and key not in self.failures for key in keys
+        )
+        if not unknown:
+            return 0
+        runs_of_each = {
+            "output_distance": unknown,
+            "gradient": GRADIENT_RUNS * DRAWS,
+            "hessian_trace": PRODUCT_RUNS * DRAWS,
+        }
+        return runs_of_each.get(kind, 1) * len(self.batches)
+
+    def around(self, recipe: Recipe) -> Sensitivity:
+        """Return the losses of units as changes of a whole recipe, whatever the kind."""
+        return Around(self, self.realizer.space, recipe)
+
+    def interaction(self, recipe: Recipe) -> float:
+        """Return the measured distance of a whole recipe over the sum of its units' losses.
+
+        Off 1 by more than a fifth: losses are better taken :meth:`around` the recipe.
+        """
+        return interaction(self, self.realizer.space, recipe)
 
     def under(self, transforms: Transforms) -> Sensitivity:
         """Return the service for the model after ``transforms``."""
@@ -150,7 +188,7 @@ class SensitivityService:
         found: dict[str, float] = {}
         for under in (self.realizer.space.required, transforms):
             for kind in self._kinds:
-                key = _key(kind, unit, scheme, under)
+                key = key_of(kind, unit, scheme, under)
                 loss = self._scores.get(key, self._lent.get(key, float("inf")))
                 if np.isfinite(loss):
                     found[kind] = loss
@@ -166,18 +204,19 @@ class SensitivityService:
     ) -> None:
         """Let it know what another backend's service answered for a unit's counterpart."""
         under = transforms or self.realizer.space.required
-        self._lent[_key(kind, unit, scheme, under)] = loss
+        self._lent[key_of(kind, unit, scheme, under)] = loss
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe; infinite where none can be made."""
-        wanted = {_recipe_key(r): partial(self._distance.of, r) for r in recipes}
+        wanted = {recipe_key(r): partial(self._distance.of, r) for r in recipes}
         self._recall(wanted)
         self._find_out(wanted)
-        return [self._known(_recipe_key(recipe)) for recipe in recipes]
+        return [self._known(recipe_key(recipe)) for recipe in recipes]
 
     def _ask(
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms
     ) -> Sequence[float]:
+        kind = self._settled(kind)
         self._check(kind, pairs)
         # No recipe of the space goes without what it requires.
         transforms = transforms or self.realizer.space.required
@@ -188,7 +227,7 @@ class SensitivityService:
             if scheme.is_float:
                 keys.append(None)
                 continue
-            key = _key(kind, name, scheme, transforms)
+            key = key_of(kind, name, scheme, transforms)
             keys.append(key)
             wanted[key] = partial(compute, self._units[name].ops, scheme, transforms)
         self._recall(wanted)
@@ -196,6 +235,9 @@ class SensitivityService:
             self._prepare_gradients(pairs, transforms)
         self._find_out(wanted)
         return [0.0 if key is None else self._known(key) for key in keys]
+
+    def _settled(self, kind: str) -> str:
+        return self.preferred if kind == "auto" else kind
 
     def _check(self, kind: str, pairs: Sequence[Pair]) -> None:
         if kind not in self.kinds:
@@ -217,7 +259,7 @@ class SensitivityService:
         """Find what the gradients of all pairs need in one pass."""
         wanted = []
         for name, scheme in pairs:
-            key = _key("gradient", name, scheme, transforms)
+            key = key_of("gradient", name, scheme, transforms)
             if not scheme.is_float and key not in self._scores:
                 wanted.append((self._units[name].ops, scheme))
         # Where this fails, each pair is tried by itself, and fails by itself.
@@ -303,13 +345,3 @@ class SensitivityService:
                 "SensitivityService.save needs a path, here or when it is made"
             )
         write_scores(target, identity(self.opened.session, self.batches), self._scores)
-
-
-def _recipe_key(recipe: Recipe) -> str:
-    return f"recipe {recipe.digest}"
-
-
-def _key(kind: str, name: str, scheme: OpScheme, transforms: Transforms) -> str:
-    scheme_fields = scheme.model_dump(exclude_defaults=True)
-    transform_fields = [transform.model_dump() for transform in transforms]
-    return f"{kind} {name} {canonical_json([scheme_fields, transform_fields])}"

@@ -70,6 +70,35 @@ class SharedSensitivity(RecipeSensitivity):
         """Return one loss >= 0 for each (unit name, scheme)."""
         return self._ask(kind, pairs, ())
 
+    @property
+    def preferred(self) -> str:
+        """The best kind on this backend."""
+        return self.own.preferred
+
+    def price(
+        self,
+        kind: str,
+        pairs: Sequence[tuple[str, OpScheme]],
+        transforms: tuple[PartChoice, ...] = (),
+    ) -> int:
+        """Return how many runs of a batch asking for these would still cost."""
+        if kind == "auto":
+            kind = self.preferred
+        missing = [
+            pair
+            for pair in pairs
+            if self._key(kind, *pair, transforms) not in self._scores
+        ]
+        return self.own.price(kind, missing, transforms)
+
+    def around(self, recipe: Recipe) -> Sensitivity:
+        """Return the losses of units as changes of a whole recipe."""
+        return self.own.around(recipe)
+
+    def interaction(self, recipe: Recipe) -> float:
+        """Return the measured distance of a whole recipe over the sum of its units' losses."""
+        return self.own.interaction(recipe)
+
     def under(self, transforms: tuple[PartChoice, ...]) -> Sensitivity:
         """Return the service for the model after ``transforms``."""
         return lambda kind, pairs: self._ask(kind, pairs, transforms)
@@ -84,6 +113,8 @@ class SharedSensitivity(RecipeSensitivity):
         pairs: Sequence[tuple[str, OpScheme]],
         transforms: tuple[PartChoice, ...],
     ) -> Sequence[float]:
+        if kind == "auto":
+            kind = self.preferred
         keys = [self._key(kind, name, scheme, transforms) for name, scheme in pairs]
         missing = [
             i for i, key in enumerate(keys) if key is None or key not in self._scores

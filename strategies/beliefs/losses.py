@@ -41,6 +41,16 @@ def offers(problem: Problem, kind: str) -> bool:
     return isinstance(service, RecipeSensitivity) and kind in service.kinds
 
 
+def resolved(problem: Problem, kind: str) -> str:
+    """Return what a kind stands for: ``auto`` is what the service prefers."""
+    if kind != "auto":
+        return kind
+    service = problem.sensitivity
+    if isinstance(service, RecipeSensitivity):
+        return service.preferred
+    return "output_distance"
+
+
 def pair_losses(
     problem: Problem,
     kind: str,
@@ -86,7 +96,7 @@ def _probed(
     if transforms and isinstance(service, RecipeSensitivity):
         service = service.under(transforms)
     found: dict[Asked, float] = {}
-    for tried in dict.fromkeys((kind, "weight_error")):
+    for tried in dict.fromkeys((resolved(problem, kind), "weight_error")):
         losses = [float(loss) for loss in service(tried, asked)]
         found = dict(zip(asked, losses, strict=True))
         if any(map(math.isfinite, losses)):

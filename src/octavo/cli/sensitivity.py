@@ -63,7 +63,7 @@ FULL, ASCII = "\N{FULL BLOCK}", "#"
 """What a bar is made of, and where an encoding has no such character."""
 
 Kind = Literal[
-    "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
+    "auto", "output_distance", "weight_error", "hessian", "gradient", "hessian_trace"
 ]
 
 EXAMPLES = """
@@ -72,8 +72,9 @@ octavo sensitivity model.onnx --data samples.npz --plot sensitivity.svg
 """
 
 _KIND = (
-    "output_distance: of the model's outputs, a run each; weight_error, hessian: estimates from "
-    "weights and inputs; gradient, hessian_trace: from gradients (torch)."
+    "auto: the best one here; output_distance: of the model's outputs, a run each; "
+    "weight_error, hessian: estimates from weights and inputs; gradient, hessian_trace: "
+    "from gradients (torch)."
 )
 _ALL = "Every scheme of every op; left out: the first of each mode."
 _SAVE = "Keep the scores in this file, and start from it if it is there."
@@ -94,7 +95,7 @@ def sensitivity(
     batch_size: BatchSize = 32,
     config: Config = None,
     backend: Backend = None,
-    kind: Annotated[Kind, option(HOW, "KIND", _KIND)] = "output_distance",
+    kind: Annotated[Kind, option(HOW, "KIND", _KIND)] = "auto",
     every: Annotated[bool, flag(HOW, _ALL, "--all")] = False,
     save: Annotated[Path | None, option(OUTPUT, "FILE", _SAVE)] = None,
     plot: Annotated[
@@ -157,7 +158,8 @@ def sensitivity(
         if save is not None:
             service.save(save)
     ranked = sorted(space.tunable, key=lambda unit: -max(found[unit.name].values()))
-    loss = kind.replace("_", " ")
+    asked = service.preferred if kind == "auto" else kind
+    loss = asked.replace("_", " ")
     if as_json:
         show_json(_as_json(ranked, found))
     else:
