@@ -1,6 +1,7 @@
 # Everything sets itself up: `make demo` on a fresh machine is one command.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
+WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -23,8 +24,10 @@ install: $(READY) ## create .venv with everything a developer needs, at the vers
 demo: $(READY) ## tune the digits network on three backends; leaves out/demo with the model and report.html
 	$(BIN)/python -m examples.demo
 
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest -q
+# A worker for each core, each with one thread. They begin at far ends, so that tests that share a
+# module's fixtures mostly meet in one worker.
+test: $(READY) ## run all tests; WORKERS=0 runs them in one process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 check: $(READY) ## ruff, mypy (strict), the import contracts and the house rules
 	$(BIN)/ruff check .

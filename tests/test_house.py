@@ -49,17 +49,17 @@ def test_imports_go_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_octavo_brings_no_framework() -> None:
     code = f"""
 import sys, time, json
-start = time.perf_counter()
+start = time.process_time()
 import octavo
 # Names are looked up when they are first used.
 everything = [getattr(octavo, name) for name in octavo.__all__]
-took = time.perf_counter() - start
+took = time.process_time() - start
 print(json.dumps([sorted(set({FRAMEWORKS!r}) & set(sys.modules)), took]))
 """
     found, took = json.loads(python(code))
     assert found == []
-    # Half a second is the promise on a quiet machine; a busy one gets room, since the list above is
-    # what makes it slow.
+    # Half a second of the processor is the promise; one that other work shares gets room, since the
+    # list above is what makes it slow.
     assert took < 2.0
 
 
