@@ -1,9 +1,13 @@
-"""The least cost within any limit of loss: one choice for each unit, for many limits at once."""
+"""One choice for each unit, for many limits at once.
+
+The least cost within any limit of loss, and the whole front of what is used and lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +19,12 @@ FINEST, COARSEST = 8192, 2048
 
 Table = Sequence[np.ndarray]
 """For each unit, a number of each of its choices."""
+
+POINTS = 4096
+"""Of a front, at most: beyond, a point stands for its neighbours."""
+
+GRID = 2.0**44
+"""Steps in which uses are counted: whole numbers add up alike in any order."""
 
 _NO_DIVISION_BY_ZERO = 1e-300
 
@@ -117,6 +127,9 @@ class HullTable:
         at_start = float(loss[units, self._start].sum())
         saved = np.cumsum(climbs.gains[order])
         self._losses = at_start - np.concatenate([[0.0], saved])
+        first = float(cost[units, self._start].sum())
+        prices = climbs.gains[order] / climbs.rates[order]
+        self._costs = first + np.concatenate([[0.0], np.cumsum(prices)])
 
     def pick(self, limit: float) -> list[int] | None:
         """Return the index of each unit's choice; None where nothing fits."""
@@ -124,7 +137,19 @@ class HullTable:
         fits = np.flatnonzero(self._losses <= limit * (1 + 1e-12))
         if not len(fits):
             return None
-        moves = fits[0]
+        return self._after(int(fits[0]))
+
+    def front(self) -> Front:
+        """Return all of its points."""
+        kept = _unbeaten(self._costs, self._losses)
+
+        def picks(point: int) -> tuple[int, ...]:
+            return tuple(self._after(int(kept[point])))
+
+        return Front(self._costs[kept], self._losses[kept], False, picks)
+
+    def _after(self, moves: int) -> list[int]:
+        """Return each unit's choice after so many steps."""
         moved = self._moved[:moves].tolist()
         targets = self._targets[:moves].tolist()
         picks = self._start.copy()
@@ -200,3 +225,115 @@ def table(costs: Table, losses: Table, limit: float) -> LossTable | HullTable:
     if len(costs) <= FEW:
         return LossTable(costs, losses, limit)
     return HullTable(costs, losses)
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """What no other choice beats both in use and in loss, from the least use to the least loss.
+
+    Attributes:
+        uses: Rising strictly, shape (points,).
+        losses: Falling strictly, shape (points,).
+        is_exact: Every point of the front is there.
+        picks: Gives the index of each unit's choice at one point.
+    """
+
+    uses: np.ndarray
+    losses: np.ndarray
+    is_exact: bool
+    picks: Callable[[int], tuple[int, ...]]
+
+    def __len__(self) -> int:
+        return len(self.uses)
+
+    def within(self, use: float) -> int | None:
+        """Return the point of the least loss that uses no more; None where none does."""
+        found = int(np.searchsorted(self.uses, use * (1 + 1e-9), side="right"))
+        return found - 1 if found else None
+
+    def reaching(self, loss: float) -> int | None:
+        """Return the point of the least use that loses no more; None where none does."""
+        reached = np.flatnonzero(self.losses <= loss)
+        return int(reached[0]) if len(reached) else None
+
+
+def front(losses: Table, uses: Table, points: int = POINTS) -> Front:
+    """Return the front of what recipes use and lose.
+
+    Of up to :data:`FEW` units, what another state beats in both is left out unit after unit:
+    Nemhauser and Ullmann, "Discrete dynamic programming and capital allocation" (1969). That is
+    exact as long as the front is short, as where layers are of few sizes; a longer one keeps the
+    least loss of each of so many equal steps of use. Of more units it is the lower hull, whose
+    steps are single units. Every point is a recipe that really uses and loses so much.
+
+    Args:
+        losses: For each unit, the believed loss of each choice, >= 0; infinite where it is never
+            taken.
+        uses: The same for what they use, >= 0: bytes, bits, time.
+        points: Of the front, at most.
+
+    Raises:
+        ValueError: If a unit has no choice of finite use and loss.
+    """
+    for loss, use in zip(losses, uses, strict=True):
+        if not np.any(np.isfinite(loss) & np.isfinite(use)):
+            raise ValueError("a unit has no choice of finite use and loss")
+    if len(losses) > FEW:
+        usable = [
+            np.where(np.isfinite(w), u, np.inf)
+            for u, w in zip(uses, losses, strict=True)
+        ]
+        return HullTable(usable, losses).front()
+    return _whole_front(losses, uses, points)
+
+
+def _whole_front(losses: Table, uses: Table, points: int) -> Front:
+    whole = sum(float(np.max(use, where=np.isfinite(use), initial=0.0)) for use in uses)
+    step = max(whole, _NO_DIVISION_BY_ZERO) / GRID
+    used = np.zeros(1, dtype=np.int64)
+    lost = np.zeros(1)
+    parents: list[np.ndarray] = []
+    choices: list[np.ndarray] = []
+    is_exact = True
+    for loss, use in zip(losses, uses, strict=True):
+        there = np.flatnonzero(np.isfinite(loss) & np.isfinite(use))
+        own = np.rint(np.asarray(use, np.float64)[there] / step).astype(np.int64)
+        next_used = (own[:, None] + used).ravel()
+        next_lost = (np.asarray(loss, np.float64)[there][:, None] + lost).ravel()
+        kept = _unbeaten(next_used, next_lost)
+        if len(kept) > points:
+            is_exact = False
+            kept = kept[_spread(next_used[kept], points)]
+        parents.append((kept % len(used)).astype(np.int32))
+        choices.append(there[kept // len(used)].astype(np.int32))
+        used, lost = next_used[kept], next_lost[kept]
+    picks = partial(_traced, parents, choices)
+    return Front(used * step, lost, is_exact, picks)
+
+
+def _traced(
+    parents: Sequence[np.ndarray], choices: Sequence[np.ndarray], point: int
+) -> tuple[int, ...]:
+    """Return each unit's choice at a point, from the last unit back to the first."""
+    picks = []
+    for parent, choice in zip(parents[::-1], choices[::-1], strict=True):
+        picks.append(int(choice[point]))
+        point = int(parent[point])
+    return tuple(picks[::-1])
+
+
+def _unbeaten(used: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """Return the states that no other beats, from the least use on."""
+    order = np.lexsort((lost, used))
+    falling = lost[order]
+    before = np.concatenate([[np.inf], np.minimum.accumulate(falling)[:-1]])
+    return np.asarray(order[falling < before])
+
+
+def _spread(used: np.ndarray, points: int) -> np.ndarray:
+    """Return of each of some equal steps of rising uses the last, and the first of all."""
+    span = max(int(used[-1] - used[0]), 1)
+    steps = ((used - used[0]) * ((points - 1) / span)).astype(np.int64)
+    is_last = np.concatenate([steps[1:] != steps[:-1], [True]])
+    is_last[0] = True
+    return np.flatnonzero(is_last)

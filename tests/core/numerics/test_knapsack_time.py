@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.core.errors import ConfigError
-from octavo.core.numerics import knapsack
 from octavo.core.numerics.knapsack import exact
 
 numbers = st.floats(0.0, 10.0, allow_nan=False)
@@ -46,24 +45,21 @@ def test_without_time_a_choice_that_keeps_the_limits_is_found_all_the_same() -> 
     assert sums(costs, picks) <= 1.1 * sums(costs, exact(costs, limits, gap=0.01))
 
 
-@given(units, st.floats(0.5, 30.0))
-@settings(max_examples=100, deadline=None)
-def test_prices_find_something_wherever_brute_force_does(
-    rows: list[list[tuple[float, float]]], limit: float
+@given(units, st.floats(0.5, 30.0), st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_without_time_something_is_found_wherever_a_single_limit_lets_brute_force(
+    rows: list[list[tuple[float, float]]], limit: float, count: int
 ) -> None:
     costs = [np.array([c for c, _ in row]) for row in rows]
     uses = [np.array([w for _, w in row]) for row in rows]
-    fits = [
-        p
-        for p in itertools.product(*(range(len(c)) for c in costs))
-        if sums(uses, p) <= limit
-    ]
-    found = knapsack._by_prices(knapsack._Problem.of(costs, [(uses, limit)]))
-    if fits:
-        assert found is not None
-        assert sum(np.concatenate(uses)[found]) <= limit * (1 + 1e-9) + 1e-9
+    every = itertools.product(*(range(len(c)) for c in costs))
+    if any(sums(uses, picks) <= limit for picks in every):
+        # The same limit twice is no other problem.
+        found = exact(costs, [(uses, limit)] * count, seconds=0.0)
+        assert sums(uses, found) <= limit * (1 + 1e-8)
     else:
-        assert found is None or sum(np.concatenate(uses)[found]) <= limit * (1 + 1e-8)
+        with pytest.raises(ConfigError, match="no choice keeps the limits"):
+            exact(costs, [(uses, limit * (1 - 1e-6))] * count, seconds=0.0)
 
 
 def test_what_is_proved_and_what_is_not_are_told_apart(
@@ -79,24 +75,11 @@ def test_what_is_proved_and_what_is_not_are_told_apart(
         exact(costs, [(first, 149.0), (second, 149.0)], seconds=1e-9)
 
 
-def test_a_second_look_without_an_answer_keeps_the_first() -> None:
-    """Costs of very different size are solved twice, the second time among the small ones."""
-    solve, calls = knapsack._solve, []
-
-    def out_of_time_the_second_time(*arguments: object) -> np.ndarray | None:
-        calls.append(1)
-        return solve(*arguments) if len(calls) == 1 else None  # type: ignore[arg-type]
-
-    knapsack._solve = out_of_time_the_second_time  # type: ignore[assignment]
-    try:
-        picks = exact(
-            [np.array([1e-6, 1e6]), np.array([1e-6, 2e6])],
-            [([np.array([1.0, 0.0])] * 2, 2.0)],
-        )
-    finally:
-        knapsack._solve = solve
-    assert len(calls) == 2
-    assert picks == [0, 0]
+def test_costs_of_very_different_size_are_told_apart() -> None:
+    uses = [np.array([1.0, 0.0])] * 2
+    costs = [np.array([1e-6, 1e6]), np.array([1e-6, 2e6])]
+    assert exact(costs, [(uses, 2.0)]) == [0, 0]
+    assert exact(costs, [(uses, 1.0)]) == [1, 0]
 
 
 def test_a_choice_that_uses_without_bound_is_never_taken() -> None:
