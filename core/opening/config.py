@@ -15,7 +15,7 @@ from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import ConfigError, shown
 from octavo.core.scoring.criteria.config import ToleranceConfig
 from octavo.core.scoring.racing import RaceConfig
-from octavo.core.values.budgets import BITS
+from octavo.core.values.budgets import BITS, with_bits_of
 from octavo.core.values.scheme import Frozen, PartChoice
 from octavo.core.values.settings import checked
 
@@ -103,10 +103,13 @@ class TuningConfig(Frozen):
             calibration may take at a time, which gptq, awq and others need; the same again is for
             activations from which a further pass over the data goes on.
         executor: Where trials run.
-        budgets: Hard limits (``bits``: average weight bits over the ops that may be quantized, or
-            with ``bits_of = "all"`` over all, those kept in float among them (``all_bits`` says
-            both); ``size``: share of the float file; ``latency``: share of the float time): a trial
-            that overruns one does not pass. None can be above the float model's own figure.
+        budgets: Hard limits: a trial that overruns one does not pass. ``bits``: bits of an average
+            weight over the ops that may be quantized, with all that the file holds for them
+            (codes, scales, zero points, repairs). ``bits_of = "all"`` counts all ops, those kept in
+            float among them, ``"codes"`` the codes alone, ``["all", "codes"]`` both; ``all_bits``,
+            ``code_bits`` and ``all_code_bits`` are the same in a word. ``size``: share of the float
+            file; ``latency``: share of the float time. None can be above the float model's own
+            figure.
         plugins: Plugin policy: ``autoload``, ``allow``, ``deny``.
     """
 
@@ -134,7 +137,8 @@ class TuningConfig(Frozen):
     gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
     executor: ExecutorConfig = ExecutorConfig()
     budgets: dict[
-        Literal["bits", "all_bits", "size", "latency"], Annotated[float, Field(gt=0)]
+        Literal["bits", "all_bits", "code_bits", "all_code_bits", "size", "latency"],
+        Annotated[float, Field(gt=0)],
     ] = Field(default_factory=dict)
     plugins: PluginPolicy = Field(default_factory=lambda: PluginPolicy())
 
@@ -161,37 +165,25 @@ class TuningConfig(Frozen):
     @field_validator("budgets", mode="before")
     @classmethod
     def _bits_of(cls, value: Any) -> Any:
-        """Read ``bits_of = "all"`` beside ``bits`` as the budget ``all_bits``."""
+        """Read ``bits_of = "all"`` beside ``bits`` as the budget ``all_bits``, and so on."""
         if not isinstance(value, Mapping) or "bits_of" not in value:
             return value
-        of = value["bits_of"]
         rest = {k: v for k, v in value.items() if k != "bits_of"}
-        if of not in ("all", "tunable"):
-            raise ValueError(
-                f"bits_of is {shown(of)}; it says which weights bits counts: 'tunable' or 'all'"
-            )
-        if "bits" not in rest:
-            raise ValueError(
-                "bits_of says which weights bits counts, and there is no bits"
-            )
-        return {
-            ("all_bits" if k == "bits" and of == "all" else k): v
-            for k, v in rest.items()
-        }
+        return with_bits_of(rest, value["bits_of"])
 
     @field_validator("budgets")
     @classmethod
     def _budgets_limit_something(cls, value: dict[str, float]) -> dict[str, float]:
-        most = {"bits": 32.0, "all_bits": 32.0, "size": 1.0, "latency": 1.0}
         for name, limit in value.items():
-            if 0 < limit <= most[name]:
+            most = 32.0 if name in BITS else 1.0
+            if 0 < limit <= most:
                 continue
             what, remark = f"share of the float model's {name}", " (30 % is 0.3)"
             if name in BITS:
                 what, remark = "bits of a weight", ""
             raise ValueError(
                 f"{name} = {limit:g} limits nothing: it is the {what}, above 0 and at most "
-                f"{most[name]:g}{remark}"
+                f"{most:g}{remark}"
             )
         return value
 

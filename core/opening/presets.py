@@ -88,8 +88,9 @@ def _same_format(scheme: NamedScheme, schemes: Iterable[OpScheme]) -> str:
 def _simulated(scheme: NamedScheme, opened: Opened) -> str:
     """Return what to do where a scheme is offered, but no kernel carries it out."""
     for op in opened.view.ops:
-        kernels = opened.capability.for_op(op)
-        everything = opened.capability.for_op(op, simulated=True)
+        scales = scheme.format.names_scales
+        kernels = opened.capability.for_op(op, scales=scales)
+        everything = opened.capability.for_op(op, simulated=True, scales=scales)
         if set(scheme.choices(op.type, everything)) - {
             *scheme.choices(op.type, kernels)
         }:

@@ -165,6 +165,11 @@ class Allowed:
         """True if some schemes may be ruled out."""
         return any(said is not None for said in (self.mode, self.weight, self.input))
 
+    @property
+    def names_scales(self) -> bool:
+        """True if they say what scales of weights are stored as."""
+        return self.weight is not None and self.weight.names_scales
+
     def admits(self, scheme: OpScheme) -> bool:
         """Return whether an op may take a scheme."""
         if self.mode is not None and scheme.mode not in self.mode:

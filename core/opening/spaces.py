@@ -83,9 +83,13 @@ def build_space(
     require: Chain = (),
     suggested: Mapping[str, PartChoice] = MappingProxyType({}),
     simulated: bool = False,
+    scales: bool = False,
     host: PluginHost | None = None,
 ) -> TuningSpace:
     """Build the space of one backend; see :func:`build_spaces`.
+
+    ``scales`` offers each scheme with every format of scales that its kernel takes; without it,
+    that is done for the ops whose rules name one.
 
     Raises:
         ConfigError: As there, or if low-rank repairs are asked for and no op can take one.
@@ -96,7 +100,7 @@ def build_space(
         op.name: merged(op, opened.name, rules, named_schemes) for op in opened.view.ops
     }
     offered = {
-        op.name: _choices(op, opened, allowed[op.name], simulated)
+        op.name: _choices(op, opened, allowed[op.name], simulated, scales)
         for op in opened.view.ops
     }
     notes += _without_their_scheme(opened, allowed, offered)
@@ -188,7 +192,7 @@ def _why_no_match(rule: Rule, opened: Sequence[Opened]) -> str:
 
 
 def _choices(
-    op: Op, opened: Opened, allowed: Allowed, simulated: bool
+    op: Op, opened: Opened, allowed: Allowed, simulated: bool, scales: bool
 ) -> tuple[OpScheme, ...]:
     """Return what an op may take, the backend's best first and float last.
 
@@ -198,7 +202,8 @@ def _choices(
     """
     if allowed.keep_float:
         return (FLOAT,)
-    offers = opened.capability.for_op(op, simulated=simulated)
+    scales = scales or allowed.names_scales
+    offers = opened.capability.for_op(op, simulated=simulated, scales=scales)
     kept = [s for s in offers if not s.is_float and allowed.admits(s)]
     asks_for_float = allowed.mode == ("float",)
     offers_something = len(offers) > 1 and not allowed.by_name
@@ -246,7 +251,9 @@ def _without_their_scheme(
 
 def _more_simulated(op: Op, opened: Opened, allowed: Allowed) -> str:
     """Return that the backend simulates what the rules ask for; empty if it does not."""
-    everything = opened.capability.for_op(op, simulated=True)
+    everything = opened.capability.for_op(
+        op, simulated=True, scales=allowed.names_scales
+    )
     asked = [s for s in everything if not s.is_float and allowed.admits(s)]
     if not asked:
         return ""

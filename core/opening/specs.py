@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, field_validator
 
 from octavo.core.numerics.affine import is_integer
 from octavo.core.values.scheme import Frozen, QuantSpec
@@ -45,7 +45,8 @@ class SpecRule(Frozen):
             ``block:RxC``.
         symmetric: Whether the zero point is 0.
         reduce_range: Whether one bit is given up, for processors whose 8-bit products saturate.
-        scale_dtype: What scales are stored as; None: float32.
+        scale_dtype: What scales are stored as: ``float16``, ``bfloat16``, ``uint8`` (codes over a
+            second level), ``float32``. Where it is left out, what the backend stores them as.
     """
 
     dtype: Names = None
@@ -53,6 +54,21 @@ class SpecRule(Frozen):
     symmetric: Flags = None
     reduce_range: Flags = None
     scale_dtype: Annotated[tuple[str | None, ...] | None, or_one(str)] = None
+
+    @field_validator("scale_dtype")
+    @classmethod
+    def _float32_is_no_format_of_its_own(
+        cls, value: tuple[str | None, ...] | None
+    ) -> tuple[str | None, ...] | None:
+        # A spec holds None for float32.
+        if value is None:
+            return None
+        return tuple(None if name == "float32" else name for name in value)
+
+    @property
+    def names_scales(self) -> bool:
+        """Whether it says what scales are stored as."""
+        return self.scale_dtype is not None
 
     def admits(self, spec: QuantSpec) -> bool:
         """Return whether every field that this rule names is among the allowed ones."""

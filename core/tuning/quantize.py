@@ -150,6 +150,7 @@ def _what_is_asked(
         transforms=settings.combinations,
         require=settings.require,
         simulated=settings.simulated,
+        scales=isinstance(scheme, NamedScheme) and scheme.format.names_scales,
         host=host,
     )
     notes = space.notes

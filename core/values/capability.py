@@ -40,6 +40,10 @@ class Offer:
         slower: Why it is slower than float wherever this backend runs, with the figure; empty where
             that is not known. A table's entry and never a clock's, so that it is the same in every
             process.
+        repairs: Whether a low-rank repair may stand beside the weight's codes.
+        scales: Further formats of the weight's scales that it takes (None for float32), each as
+            fast as the scheme's own. Spaces have them where a rule or a scheme by name says
+            ``scale_dtype``; a recipe may always name them.
     """
 
     scheme: OpScheme
@@ -48,6 +52,27 @@ class Offer:
     narrowed: Callable[[], str] | None = None
     slower: str = ""
     repairs: bool = False
+    scales: tuple[str | None, ...] = ()
+
+    @property
+    def schemes(self) -> tuple[OpScheme, ...]:
+        """The scheme, and the same with each further format of its weight's scales."""
+        weight = self.scheme.weight
+        if weight is None:
+            return (self.scheme,)
+        made = [self.scheme]
+        for name in self.scales:
+            changed = weight.model_copy(update={"scale_dtype": name})
+            made.append(self.scheme.variant(weight=changed))
+        return tuple(dict.fromkeys(made))
+
+    def takes(self, scheme: OpScheme) -> bool:
+        """Return whether its kernel takes a scheme."""
+        own, weight = self.scheme.weight, scheme.weight
+        if own is not None and weight is not None and weight.scale_dtype in self.scales:
+            weight = weight.model_copy(update={"scale_dtype": own.scale_dtype})
+            scheme = scheme.model_copy(update={"weight": weight})
+        return _kernel_of(self.scheme) == _kernel_of(scheme)
 
     def refusal_of(self, op: Op) -> str:
         """Return why ``op`` cannot take this offer; empty where it can."""
@@ -83,16 +108,24 @@ class Capability:
         types = f"{count} offers for {len(self.offers)} op types"
         return f"Capability({self.backend} on {self.device}: {types})"
 
-    def for_op(self, op: Op, *, simulated: bool = False) -> tuple[OpScheme, ...]:
-        """Return the schemes that ``op`` may take, float last."""
+    def for_op(
+        self, op: Op, *, simulated: bool = False, scales: bool = False
+    ) -> tuple[OpScheme, ...]:
+        """Return the schemes that ``op`` may take, float last.
+
+        Args:
+            op: The op.
+            simulated: Those that are only simulated, too.
+            scales: Each with every format of scales that its kernel takes.
+        """
         if op.out_of_reach:
             return (FLOAT,)
-        found = []
+        found: list[OpScheme] = []
         for offer in self.offers.get(op.type, ()):
             is_wanted = simulated or offer.realization == "kernel"
             if is_wanted and not offer.refusal_of(op):
-                found.append(offer.scheme)
-        return (*found, FLOAT)
+                found += offer.schemes if scales else (offer.scheme,)
+        return (*dict.fromkeys(found), FLOAT)
 
     def slower(self, kind: str, scheme: OpScheme) -> str:
         """Return why a scheme is known to be slower than float for an op type; empty where that is
@@ -152,8 +185,7 @@ class Capability:
 
     def _offers_of(self, kind: str, scheme: OpScheme) -> Iterator[Offer]:
         """Yield the offers whose kernel takes a scheme."""
-        kernel = _kernel_of(scheme)
-        return (o for o in self.offers.get(kind, ()) if _kernel_of(o.scheme) == kernel)
+        return (offer for offer in self.offers.get(kind, ()) if offer.takes(scheme))
 
 
 def _no_repair(offer: Offer, scheme: OpScheme) -> str:

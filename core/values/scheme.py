@@ -85,7 +85,9 @@ class QuantSpec(Frozen):
             reduced axis), ``block:RxC``.
         reduce_range: Give up one bit, for processors whose 8-bit products saturate in 16 bits (no
             VNNI).
-        scale_dtype: Format of the scales themselves; None for float32.
+        scale_dtype: Format of the scales themselves: ``float16``, ``bfloat16``, ``uint8`` (codes
+            over a second level), ...; None for float32, also where that is written out. Weights are
+            rounded with the scales as they are stored.
     """
 
     dtype: str
@@ -102,6 +104,12 @@ class QuantSpec(Frozen):
                 f"granularity {value!r} is not one of tensor, channel, token, group:N, block:RxC"
             )
         return value
+
+    @field_validator("scale_dtype")
+    @classmethod
+    def _one_word_for_float32(cls, value: str | None) -> str | None:
+        # Equal specs are equal values, with one digest.
+        return None if value == "float32" else value
 
     @property
     def bits(self) -> int:

@@ -20,12 +20,18 @@ DOUBLE_BLOCK = 256
 _HALVES = ("float16", "bfloat16")
 _SCALE_BYTES = {"float16": 2, "bfloat16": 2, "uint8": 1, "fp8_e4m3fn": 1, "e8m0": 1}
 _FLOAT32_BYTES = 4
+_FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float64": 8}
 _FACTOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 LOW_RANK = "low_rank"
 """The algorithm that adds a product of two thin matrices to a quantized weight."""
 REPAIR_RANK = 16
 REPAIR_DTYPE: Final = "float16"
+
+
+def float_width(dtype: str) -> int:
+    """Return the bytes of a float number by its dtype's name; 4 where it is none that is known."""
+    return _FLOAT_BYTES.get(dtype, _FLOAT32_BYTES)
 
 
 def block_shape(spec: QuantSpec) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class Unit:
             form, on the same codes.
         matrices: (output channels, features) of each distinct weight; () for one matrix of
             :attr:`parameters` elements in :attr:`channels` rows.
+        float_width: Bytes of an element in float, a mean over the weights: 2 for a model of halves.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Unit:
     macs: int = 0
     lookups: tuple[str, ...] = ()
     matrices: tuple[tuple[int, int], ...] = ()
+    float_width: float = 4.0
 
     def schemes(self, choice: OpScheme) -> dict[str, OpScheme]:
         """Return what each op takes under a choice."""
@@ -68,15 +70,20 @@ class Unit:
         return schemes
 
     @property
+    def float_bytes(self) -> float:
+        """Bytes of the weights in float."""
+        return self.float_width * self.parameters
+
+    @property
     def tunable(self) -> bool:
         """True if there is more than one choice."""
         return len(self.choices) > 1
 
     def weight_bytes(self, scheme: OpScheme) -> float:
-        """Bytes of the weights under ``scheme``: see :func:`.sizes.scheme_bytes`; four an element
-        in float."""
+        """Bytes of the weights under ``scheme``, as a saved file holds them: see
+        :func:`.sizes.scheme_bytes`."""
         if scheme.weight is None:
-            return 4.0 * self.parameters
+            return self.float_bytes
         rows = max(1, self.channels)
         matrices = self.matrices or ((rows, -(-self.parameters // rows)),)
         return float(sum(scheme_bytes(scheme, matrix) for matrix in matrices))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .graph import ModelView, Op, Weight
 from .scheme import FLOAT, OpScheme
+from .sizes import float_width
 from .space import Unit, stored_form
 
 Choices = Mapping[str, tuple[OpScheme, ...]]
@@ -93,17 +94,20 @@ def _unit(ops: Sequence[Op], choices: Choices) -> Unit:
     shared = [s for s in offered if _all_take(s, multiplies, lookups, choices)]
     weights = {weight.name: weight for op in ops for weight in op.weights}
     matrices = [_matrix_shape(weight) for weight in weights.values()]
+    parameters = sum(weight.size for weight in weights.values())
+    held = sum(weight.size * float_width(weight.dtype) for weight in weights.values())
     return Unit(
         first.name,
         first.type,
         tuple(op.name for op in (*multiplies, *lookups)),
         tuple(shared),
         block_of(first.name),
-        parameters=sum(weight.size for weight in weights.values()),
+        parameters=parameters,
         channels=_channels(ops, first, len(weights)),
         macs=sum(op.macs or 0 for op in ops),
         lookups=tuple(op.name for op in lookups),
         matrices=tuple(matrices),
+        float_width=held / parameters if parameters else 4.0,
     )
 
 

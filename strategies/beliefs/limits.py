@@ -8,7 +8,7 @@ import numpy as np
 
 from octavo.core.contract.strategy import Problem
 from octavo.core.scoring.choice import NEGLIGIBLE
-from octavo.core.values.space import Unit
+from octavo.core.values.budgets import BITS, weight_bits
 from octavo.core.values.trial import Measurement, Trial
 
 from .cost_belief import OVERHEAD, CostBelief
@@ -30,8 +30,6 @@ A busy machine's spread is no licence.
 
 ROUNDED = 1 + 1e-9  # sums of floats round: what is a limit to the last digit keeps it
 
-FLOAT_BYTES = 4.0
-
 
 class Limits:
     """The run's budgets, corrected by what trials measured.
@@ -51,8 +49,8 @@ class Limits:
         self._bytes = weight_bytes(problem.space)
         units = problem.space.units
         fixed = [u for u in units if not u.tunable]
-        self._whole = max(_float_bytes(units), 1.0)
-        self._beside = _float_bytes(fixed)
+        self._whole = max(sum(unit.float_bytes for unit in units), 1.0)
+        self._beside = sum(unit.float_bytes for unit in fixed)
         self._held: list[tuple[CostBelief, float]] = []
 
     def __bool__(self) -> bool:
@@ -131,34 +129,25 @@ class Limits:
 
     def _uses(self, name: str) -> tuple[Uses, float]:
         """Return what each choice uses of a budget, in its unit, and what is used in any case."""
-        if name == "bits":
-            parameters = sum(unit.parameters for unit in self._units)
-            return self._bits(parameters), 0.0
-        if name == "all_bits":
-            return self._all_bits()
+        if name in BITS:
+            return self._bits(name)
         if name == "size":
             shares = [own / self._whole for own in self._bytes]
             return shares, self._beside / self._whole
         return self._latency.costs(), OVERHEAD
 
-    def _all_bits(self) -> tuple[Uses, float]:
-        """Return the bits of an average weight, with the weights that stay float in any case."""
-        parameters = sum(u.parameters for u in self._space.units)
-        fixed = 0
-        for unit in self._space.units:
+    def _bits(self, name: str) -> tuple[Uses, float]:
+        """Return each choice's share of the bits of an average weight, and that of the weights that
+        stay float in any case."""
+        kept, of = BITS[name]
+        counted = self._space.units if kept else self._units
+        whole = max(sum(unit.parameters for unit in counted), 1)
+        fixed = 0.0
+        for unit in counted:
             if not unit.tunable:
-                fixed += unit.choices[-1].weight_bits * unit.parameters
-        return self._bits(parameters), fixed / max(parameters, 1)
-
-    def _bits(self, parameters: int) -> Uses:
-        """Return each choice's share of the bits of an average weight."""
-        whole = max(parameters, 1)
-        found = []
+                fixed += weight_bits(unit, unit.choices[-1], of)
+        shares = []
         for unit in self._units:
-            bits = np.array([scheme.weight_bits for scheme in unit.choices])
-            found.append(bits * unit.parameters / whole)
-        return found
-
-
-def _float_bytes(units: Sequence[Unit]) -> float:
-    return sum(FLOAT_BYTES * unit.parameters for unit in units)
+            bits = [weight_bits(unit, scheme, of) for scheme in unit.choices]
+            shares.append(np.array(bits) / whole)
+        return shares, fixed / whole

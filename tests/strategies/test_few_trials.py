@@ -87,7 +87,7 @@ def test_the_second_trial_is_safer_where_the_first_has_not_passed(
 
 def test_budgets_come_before(net: MLPClassifier, tmp_path: Path) -> None:
     (trial,) = tune(
-        net, tmp_path / "h.db", max_trials=1, tolerance=0.5, budgets={"bits": 4.0}
+        net, tmp_path / "h.db", max_trials=1, tolerance=0.5, budgets={"code_bits": 4.0}
     ).trials
     assert not trial.over
     assert max(bits for _, bits in modes(trial)) <= 4

@@ -173,7 +173,9 @@ def test_auto_needs_no_sensitivity_service():
 def test_budget_keeps_average_bits():
     for bits in (3.0, 3.5, 6.0):
         simulation = simulate(32, seed=7)
-        found = simulation.search(strategy("budget", simulation.problem(bits=bits)), 10)
+        found = simulation.search(
+            strategy("budget", simulation.problem(code_bits=bits)), 10
+        )
         units = simulation.space.units
         for trial in found.trials:
             used = sum(
@@ -251,11 +253,11 @@ def test_a_budget_that_no_recipe_keeps_is_said():
 def test_with_two_limits_auto_comes_near_what_the_integer_program_finds():
     # The fastest recipe of at most so many bytes: what is fast here is large.
     simulation = simulate(32, seed=3, pressure=0.5)
-    budgets = {"bits": 4.5}
+    budgets = {"code_bits": 4.5}
     found = simulation.search(strategy("auto", simulation.problem(**budgets)), 12)
     assert math.isfinite(found.best_cost)
     best = next(t for t in found.trials if t.number == found.best_at)
-    assert average_bits(simulation.space, best.recipe.schemes) <= 4.5
+    assert average_bits(simulation.space, best.recipe.schemes, of="codes") <= 4.5
     assert found.best_cost <= 1.02 * simulation.optimum
 
 
@@ -357,10 +359,12 @@ def test_a_budget_by_gradients_alone_needs_a_backend_that_offers_them():
     with pytest.raises(
         ConfigError, match="need gradients, which simulated does not offer"
     ):
-        strategy("budget", simulation.problem(bits=4.0), sensitivities=["gradient"])
+        strategy(
+            "budget", simulation.problem(code_bits=4.0), sensitivities=["gradient"]
+        )
     searched = strategy(
         "budget",
-        simulation.problem(bits=4.0),
+        simulation.problem(code_bits=4.0),
         sensitivities=["gradient", "output_distance"],
     )
     assert simulation.search(searched, 10).trials

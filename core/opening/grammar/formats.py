@@ -78,6 +78,11 @@ class Format:
     of_weight: SpecRule = _ANY
     of_input: SpecRule = _ANY
 
+    @property
+    def names_scales(self) -> bool:
+        """Whether its options say what scales of weights are stored as."""
+        return self.of_weight.names_scales
+
     def choices(self, kind: str, offered: Iterable[OpScheme]) -> tuple[OpScheme, ...]:
         """Return which of an op's schemes this format takes, in the order in which they come.
 
@@ -277,7 +282,8 @@ OPTIONS: Mapping[str, str] = MappingProxyType(
         "granularity": "what shares a scale of the weight: tensor, channel, group:N",
         "symmetric": "whether the weight's zero point is 0",
         "dtype": "exactly what codes are: uint4 and not int4",
-        "scale_dtype": "what scales are stored as: float16, or uint8 for double quantization",
+        "scale_dtype": "what scales are stored as: float16, bfloat16, float32, or uint8 for double "
+        "quantization",
         "reduce_range": "one bit of an 8-bit weight given up, where products would saturate",
         "input_granularity": "what shares a scale of the input: tensor, token",
         "input_symmetric": "whether the input's zero point is 0",

@@ -176,6 +176,7 @@ def plan_of_quantize(
             transforms=settings.combinations,
             require=settings.require,
             simulated=settings.simulated,
+            scales=isinstance(asked, NamedScheme) and asked.format.names_scales,
             host=host,
         )
     label = "the rules of a configuration" if isinstance(asked, TuningConfig) else given

@@ -82,7 +82,7 @@ def test_kept_layers_count_where_all_are_asked_for(
 
 def test_what_cannot_be_kept_says_what_can(net: MLPClassifier, tmp_path: Path) -> None:
     rules = [{"ops": [first_layer(net, tmp_path / "probe.db")], "keep": "float"}]
-    with pytest.raises(ConfigError, match="20"):
+    with pytest.raises(ConfigError, match="at least 21"):
         tune(
             net,
             tmp_path / "h.db",
@@ -102,5 +102,10 @@ def test_spellings() -> None:
         read(bits=4.5, bits_of="some")
     with pytest.raises(ConfigError, match="there is no bits"):
         read(size=0.5, bits_of="all")
+    assert read(bits=3, bits_of="codes") == {"code_bits": 3} == read(code_bits=3)
+    both = read(bits=3, bits_of=["codes", "all"])
+    assert both == {"all_code_bits": 3} == read(all_bits=3, bits_of="codes")
+    with pytest.raises(ConfigError, match="one of each"):
+        read(bits=3, bits_of=["codes", "file"])
     with pytest.raises(ConfigError, match="bits of a weight"):
         read(all_bits=64)

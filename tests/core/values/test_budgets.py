@@ -31,9 +31,35 @@ SPACE = TuningSpace(
 
 def test_bits_are_an_average_over_the_weights_that_may_be_quantized() -> None:
     assert average_bits(SPACE, {}) == 32
-    assert average_bits(SPACE, {"a": W4, "a2": W4}) == pytest.approx(
-        (300 * 4 + 100 * 32) / 400
-    )
+    some = {"a": W4, "a2": W4}
+    codes = (300 * 4 + 100 * 32) / 400
+    assert average_bits(SPACE, some, of="codes") == pytest.approx(codes)
+    # 300 weights in one row are ten groups of at most 32, with a float32 scale each.
+    whole = (300 * 4 + 10 * 32 + 100 * 32) / 400
+    assert average_bits(SPACE, some) == pytest.approx(whole)
+    every = (whole * 400 + 900 * 32) / 1300
+    assert average_bits(SPACE, some, kept=True) == pytest.approx(every)
+
+
+def test_each_budget_of_bits_counts_what_its_name_says() -> None:
+    some = {"a": W4, "a2": W4}
+    limits = {"bits": 1.0, "all_bits": 1.0, "code_bits": 1.0, "all_code_bits": 1.0}
+    codes = 300 * 4 + 100 * 32
+    scales = 10 * 32
+    kept = 900 * 32
+    assert overruns(limits, SPACE, some, {}) == {
+        "bits": pytest.approx((codes + scales) / 400),
+        "all_bits": pytest.approx((codes + scales + kept) / 1300),
+        "code_bits": pytest.approx(codes / 400),
+        "all_code_bits": pytest.approx((codes + kept) / 1300),
+    }
+
+
+def test_a_model_of_halves_has_halves_in_its_file() -> None:
+    halves = Unit("a", "linear", ("a",), (W4, FLOAT), parameters=64, float_width=2.0)
+    space = TuningSpace("tiny", (halves,))
+    assert average_bits(space, {}) == 16
+    assert average_bits(space, {}, of="codes") == 32
 
 
 def test_what_was_not_measured_is_not_within_a_budget() -> None:

@@ -83,9 +83,9 @@ def test_what_overran_a_budget_is_no_candidate() -> None:
     kept = trial(4, -5.0)
     # Bits are known of a trial that was stopped; its size is not, so it comes after the others.
     assert [t.number for t in closest(bench(wide, over, stopped, kept))] == [1, 3, 4]
-    bits = bench(wide, over, stopped, kept, budgets={"bits": 2})
+    bits = bench(wide, over, stopped, kept, budgets={"code_bits": 2})
     assert [t.number for t in closest(bits)] == [3, 4]
-    size = bench(wide, over, stopped, kept, budgets={"bits": 2, "size": 0.5})
+    size = bench(wide, over, stopped, kept, budgets={"code_bits": 2, "size": 0.5})
     assert [t.number for t in closest(size)] == [4, 3]
 
 

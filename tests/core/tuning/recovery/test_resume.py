@@ -50,7 +50,7 @@ def run(storage: Path, begins: Callable[[int], None]) -> octavo.Result:
     return octavo.autotune(
         residual.network(), residual.accuracy, residual.batches(), strategy="basic",
         max_trials=2, storage=storage, minimise="size", accuracy={"guard": False},
-        train_fn=train, budgets={"bits": 2.5}, tolerance=0.03, recover=["qat"],
+        train_fn=train, budgets={"code_bits": 2.5}, tolerance=0.03, recover=["qat"],
         rules=[{**residual.TWO_BITS, "weight": {"dtype": ["uint2", "int2"]}}],
     )  # fmt: skip
 

@@ -40,7 +40,7 @@ def tune(storage: Path, train_fn: Trains | None = residual.fit, **settings: Any)
         "recover": LADDER,
         "strategy": "basic",
         "rules": [TWO_BITS],
-        "budgets": {"bits": 2.5},
+        "budgets": {"code_bits": 2.5},
         "max_trials": 2,
         "tolerance": 0.03,
         "minimise": "size",

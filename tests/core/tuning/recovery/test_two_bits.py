@@ -73,7 +73,7 @@ def test_two_bits_come_within_two_percent_of_float(tmp_path: Path) -> None:
                 "input": {"dtype": "uint4"},
             }
         ],
-        budgets={"bits": 2},
+        budgets={"code_bits": 2},
         simulated=True,
         strategy="basic",
         minimise="size",
