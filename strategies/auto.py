@@ -18,10 +18,16 @@ solution.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-from octavo.core.contract.strategy import Foresight, RecipeSensitivity
+from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.strategy import (
+    Believed,
+    Foresight,
+    Problem,
+    RecipeSensitivity,
+)
 from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.recipe import Recipe
@@ -33,12 +39,11 @@ from octavo.strategies.beliefs.picks import Picks, chosen, picks_of, total
 
 from . import AutoConfig
 from .mixing import Mixer, families
+from .nearest_transforms import least_harmful, nearness
 from .plain_recipes import cheapest_within, eight_bits, uniform
 from .sequential import Asking, Search, Sequential
 
 FAR = 0.1  # output distance beyond which no goal worth its name is reached
-
-CLEARLY = 0.7  # of the plain distance, for transforms that no evaluation has compared
 
 FEW = 2  # trials that are spent on what most likely passes, and not on a search
 
@@ -55,6 +60,10 @@ class Auto(Sequential):
     """
 
     config: AutoConfig
+
+    def __init__(self, config: PartConfig, problem: Problem) -> None:
+        super().__init__(config, problem)
+        self._mixed: Mixer | None = None
 
     def search(self) -> Search:
         """Run the steps."""
@@ -128,7 +137,8 @@ class Auto(Sequential):
         cheapest = self._cheapest()
         if passing is None:
             # Within the budgets, or with nothing of 8 bits on offer.
-            yield from self._try(cheapest, self.space.required)
+            likeliest = self._mixer(self.space.required).least_loss()
+            yield from self._try(likeliest or cheapest, self.space.required)
             return
         costs = self._costs.costs()
         if total(costs, cheapest) < total(costs, passing):
@@ -159,17 +169,15 @@ class Auto(Sequential):
         """
         alternatives = list(self.space.transforms[1:])
         service = self.problem.sensitivity
-        nearness = dict.fromkeys(self.space.transforms, 0.0)
+        near = dict.fromkeys(self.space.transforms, 0.0)
         if alternatives and isinstance(service, RecipeSensitivity):
-            nearness = self._nearness(service, picks)
-            if min(nearness.values()) > FAR:
-                return plain, self._least_harmful(service)
+            near = nearness(self.space, service, picks)
+            if min(near.values()) > FAR:
+                return plain, least_harmful(self.space, service)
             nearer = [
-                t
-                for t in alternatives
-                if nearness[t] < nearness[plain.recipe.transforms]
+                t for t in alternatives if near[t] < near[plain.recipe.transforms]
             ]
-            nearer.sort(key=lambda t: nearness[t])
+            nearer.sort(key=lambda t: near[t])
             alternatives = nearer[: self.config.transforms]
         trials = [plain]
         for transforms in alternatives:
@@ -180,28 +188,10 @@ class Auto(Sequential):
 
         # Where all collapse alike, the score cannot tell them apart; the outputs can.
         def rank(trial: Trial) -> tuple[float, float]:
-            return round(-trial.margin, 1), nearness[trial.recipe.transforms]
+            return round(-trial.margin, 1), near[trial.recipe.transforms]
 
         found = min(trials, key=rank)
         return found, found.recipe.transforms
-
-    def _least_harmful(self, service: RecipeSensitivity) -> Transforms:
-        """Return transforms to go on with where none can reach the goal with the cheapest recipe.
-
-        Which one is worth it shows where outputs are near: with the backend's first choices.
-        """
-        first = self._nearness(service, (0,) * len(self.units))
-        best = min(first, key=lambda t: first[t])
-        required = self.space.required
-        return best if first[best] < CLEARLY * first[required] else required
-
-    def _nearness(
-        self, service: RecipeSensitivity, picks: Picks
-    ) -> dict[Transforms, float]:
-        """Return the distance of a recipe's outputs to the float model's under each transform."""
-        every = self.space.transforms
-        distances = service.distances([self._recipe(picks, t) for t in every])
-        return dict(zip(every, distances, strict=True))
 
     def _faster(self, cheapest: Picks, transforms: Transforms) -> Search:
         """Try what might be cheaper than the cheapest recipe, where costs are only believed."""
@@ -259,9 +249,7 @@ class Auto(Sequential):
                 return
             limit = min(limit, len(seen) + most)
         self.ahead = Foresight(self._at_most(limit - len(seen)))
-        mixer = Mixer(
-            self.problem, self.config, self._limits, self._costs, transforms, seen
-        )
+        mixer = self._mixer(transforms)
         while True:
             best = self.incumbent
             if best is not None and mixer.finished >= limit:
@@ -270,18 +258,35 @@ class Auto(Sequential):
                     "knapsack's bound"
                 )
                 return
-            proposed = mixer.propose(best)
+            proposed = mixer.propose(best, limit - mixer.finished)
             if best is None and mixer.finished >= limit:
-                self.ahead = (
-                    Foresight()
-                )  # until one passes, only the run's limit ends it
+                # Until one passes, only the run's limit ends it.
+                self.ahead = Foresight()
             if proposed is None:
-                self.note = "no recipe of this space is believed to reach the goal"
-                if best is not None:
-                    self.note = "nothing left can pay"
+                self.note = "nothing left can pay" if best else mixer.conclusion()
                 return
             trial = yield from self._try(proposed, transforms)
             mixer.learn(proposed, trial)
+
+    def _mixer(self, transforms: Transforms) -> Mixer:
+        """Return a mixer that knows the trials so far under one alternative."""
+        seen = self._seen_under(transforms)
+        self._mixed = Mixer(
+            self.problem, self.config, self._limits, self._costs, transforms, seen
+        )
+        return self._mixed
+
+    def narrowed(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        """Return, where none passes within the budgets, what is believed to lose least in them."""
+        if self._mixed is None or any(trial.passed for trial in trials):
+            return trials
+        least = self._mixed.least_trial()
+        same = [t for t in trials if least is not None and t.number == least.number]
+        return same or trials
+
+    def front(self) -> Sequence[Believed]:
+        """Return the front of the losses that the search went by."""
+        return () if self._mixed is None else self._mixed.allocation.shown()
 
     def _at_most(self, trials: int) -> int:
         """Return how many evaluations there are with those that further objectives may take."""

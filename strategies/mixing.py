@@ -10,8 +10,10 @@ from statistics import NormalDist
 import numpy as np
 
 from octavo.core.contract.strategy import Problem
+from octavo.core.errors import ConfigError
 from octavo.core.numerics.loss_tables import HullTable, LossTable, table
 from octavo.core.values.trial import Trial
+from octavo.strategies.beliefs.allocation import Allocation
 from octavo.strategies.beliefs.cost_belief import CostBelief, Family, family
 from octavo.strategies.beliefs.limits import Limits
 from octavo.strategies.beliefs.loss_belief import HOPELESS, LossBelief, padded
@@ -42,6 +44,10 @@ GUESSED = 10.0  # tolerated losses that the worst choices are believed to lose b
 COLLAPSED = 100.0
 """Tolerated losses that a trial counts for at most: a score that has collapsed says no more."""
 
+FAR_OFF = 1.5
+"""Tolerated losses from which on nothing else within the budgets is believed to pass either, where
+the least lossy recipe has so many: sensitivities are not so wrong."""
+
 NOWHERE = 1e-300  # keeps a quotient finite whose divisor is 0
 
 
@@ -64,6 +70,7 @@ class Mixer:
 
     Attributes:
         seen: All of them, by picks.
+        allocation: What choices are believed to lose, in the unit of the sensitivities.
     """
 
     def __init__(
@@ -81,7 +88,8 @@ class Mixer:
         self._limits = limits
         self._costs = costs
         self.seen = dict(seen)
-        self._proxies = self._first_proxies(transforms)
+        self.allocation = self._asked(transforms)
+        self._proxies = self._scaled()
         self._belief = self._rebuilt(self._proxies)
         self._misses = 0
         self._strikes = STRIKES
@@ -92,14 +100,30 @@ class Mixer:
         """Number of trials that did not fail."""
         return sum(t.state != "failed" for t in self.seen.values())
 
-    def propose(self, best: Trial | None) -> Picks | None:
+    def propose(self, best: Trial | None, left: int) -> Picks | None:
         """Return the recipe most worth an evaluation, or None where none is.
+
+        Where nothing within the budgets is believed to reach the goal, or one evaluation is left to
+        find out, that is what loses least within them: a goal out of reach gives no budget away.
 
         Args:
             best: The best passing trial so far; None before the first.
+            left: Evaluations.
         """
+        if best is not None or not self._problem.budgets:
+            return self._worth_most(best)
+        known = self.least_trial()
+        if known is not None and _loss(known) > FAR_OFF:
+            return None
+        least = self.least_loss()
+        untried = least if least not in self.seen else None
+        if untried is not None and left <= 1:
+            return untried
+        return self._worth_most(best) or untried
+
+    def _worth_most(self, best: Trial | None) -> Picks | None:
         while True:
-            proposed = self._most_worth(best)
+            proposed = self._best_bet(best)
             if proposed is not None or not self._avoided:
                 return proposed
             # They may have failed by chance, and get another chance before the search ends.
@@ -117,31 +141,58 @@ class Mixer:
         self._misses = 0 if trial.margin >= 0 else self._misses + 1
         self._belief.observe(picks, _loss(trial))
 
-    def _first_proxies(self, transforms: Transforms) -> list[np.ndarray]:
-        """Return the proxy loss of every choice that is worth it, scaled to a mean of 1.
-
-        The others are out of reach.
-        """
+    def _asked(self, transforms: Transforms) -> Allocation:
+        """Return the loss of every choice that is worth it; the others are out of reach."""
         reachable = self._limits.reachable(self._costs.costs())
         listed = shortlist(self._problem, reachable, transforms)
-        for row, kept in enumerate(listed):
-            tried = {picks[row] for picks in self.seen}
-            listed[row] = sorted(tried.union(kept))
+        for place, kept in enumerate(listed):
+            tried = {picks[place] for picks in self.seen}
+            listed[place] = sorted(tried.union(kept))
         kind = self._config.sensitivity
-        losses = listed_losses(self._problem, kind, listed, transforms)
-        flat = np.concatenate(losses)
-        known = flat[np.isfinite(flat)]
-        mean = float(known.mean())
-        scale = max(mean, NOWHERE)
-        proxies = []
-        for unit, kept, found in zip(self._units, listed, losses, strict=True):
-            proxy = np.full(len(unit.choices), HOPELESS)
-            is_known = np.isfinite(found)
-            proxy[kept] = np.where(is_known, found / scale, HOPELESS)
-            proxies.append(proxy)
-        return proxies
+        found = listed_losses(self._problem, kind, listed, transforms)
+        losses = []
+        for unit, kept, own in zip(self._units, listed, found, strict=True):
+            row = np.full(len(unit.choices), np.nan)
+            row[kept] = own
+            losses.append(row)
+        return Allocation(self._problem, kind, transforms, losses)
 
-    def _most_worth(self, best: Trial | None) -> Picks | None:
+    def _scaled(self) -> list[np.ndarray]:
+        """Return the proxy loss of every choice, scaled to a mean of 1; hopeless where unknown."""
+        losses = self.allocation.losses
+        flat = np.concatenate(losses)
+        scale = max(float(flat[np.isfinite(flat)].mean()), NOWHERE)
+        return [np.where(np.isfinite(own), own / scale, HOPELESS) for own in losses]
+
+    def least_loss(self) -> Picks | None:
+        """Return what is believed to lose least within the budgets.
+
+        None where there are none, or where what is left of them can be kept by nothing.
+        """
+        if not self._problem.budgets:
+            return None
+        try:
+            return self.allocation.least(self._limits)
+        except ConfigError:
+            return None
+
+    def least_trial(self) -> Trial | None:
+        """Return the finished trial of what is believed to lose least within the budgets."""
+        least = self.least_loss()
+        trial = self.seen.get(least) if least is not None else None
+        return None if trial is None or trial.state == "failed" else trial
+
+    def conclusion(self) -> str:
+        """Say why nothing is proposed although nothing passed."""
+        tried = self.least_trial()
+        if tried is None:
+            return "no recipe of this space is believed to reach the goal"
+        return (
+            "no recipe within the budget is believed to reach the goal; "
+            f"trial {tried.number} is believed to lose least within it"
+        )
+
+    def _best_bet(self, best: Trial | None) -> Picks | None:
         costs = self._costs.costs()
         by_choice = padded(costs)
         units = np.arange(len(costs))

@@ -133,6 +133,23 @@ class Foresight:
     probes_each: bool = False
 
 
+@dataclass(frozen=True)
+class Believed:
+    """One point of the front of size and loss: no other recipe is believed to beat it in both.
+
+    Attributes:
+        recipe: What takes so many bytes.
+        bytes: Of the weights that may be quantized, as the file holds them.
+        bits: The same for each weight, on average.
+        loss: What the recipe is believed to lose, in the unit of the sensitivities.
+    """
+
+    recipe: Recipe
+    bytes: float
+    bits: float
+    loss: float
+
+
 class Strategy(ABC):
     """A search over a space: the life of a recipe is ``ask`` -> evaluated by the loop -> ``tell``.
 
@@ -166,6 +183,25 @@ class Strategy(ABC):
     def explain(self) -> str:
         """Say in one line where the search stands or why it ended, for the log and the report."""
         return ""
+
+    def narrowed(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        """Return the trials among which the run's objectives, or the closeness to its goal, decide.
+
+        All of them, save where a strategy knows better: one that seeks the least loss within a
+        budget leaves those that it believes to lose least, for scores that differ by less than
+        their noise decide nothing.
+
+        Args:
+            trials: Those that pass; where none does, those that keep the budgets.
+        """
+        return trials
+
+    def front(self) -> Sequence[Believed]:
+        """Return what is believed of loss by size, from the fewest bytes on; () where nothing is.
+
+        Nothing is asked for: what the search did not find out is not there.
+        """
+        return ()
 
     def foresee(self) -> Foresight:
         """Return what may still be asked for; it changes nothing and takes no time.

@@ -10,6 +10,7 @@ from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.criterion import Criterion
 from octavo.core.contract.objective import Objective, Subject
+from octavo.core.contract.strategy import Believed
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.scoring.choice import Choice, choice, choose
 from octavo.core.scoring.scoring import Scoring
@@ -76,6 +77,8 @@ class Bench:
         clock: The run's time limit.
         scored: The float model's trial; None until it is scored.
         sensitivities: What knows them, by backend; of those that have a choice.
+        narrowed: Leaves the trials among which the strategy lets the objectives decide.
+        front: Gives by backend what the strategy believes of loss by size.
     """
 
     backends: Mapping[str, Backend]
@@ -95,6 +98,8 @@ class Bench:
     clock: Clock = field(default_factory=Clock)
     scored: Trial | None = None
     sensitivities: Mapping[str, SensitivityService] = field(default_factory=dict)
+    narrowed: Callable[[Sequence[Trial]], Sequence[Trial]] = lambda trials: trials
+    front: Callable[[], Mapping[str, Sequence[Believed]]] = dict
 
     @property
     def baseline(self) -> Trial:
@@ -138,7 +143,15 @@ class Bench:
         trials = self._competing()
         if among is not None:
             trials = [t for t in trials if t.number in among]
-        return choice(trials, tuple(self.objectives), self.rival)
+        return choice(
+            self._left_by_the_search(trials), tuple(self.objectives), self.rival
+        )
+
+    def _left_by_the_search(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials without those that pass and that the strategy leaves out."""
+        passing = [t for t in trials if t.passed and t.number > 0]
+        left = {t.number for t in self.narrowed(passing)}
+        return [t for t in trials if t.number in left or t not in passing]
 
     @property
     def rival(self) -> Trial | None:
@@ -147,7 +160,8 @@ class Bench:
 
     def no_gain(self) -> Trial | None:
         """Return the best passing trial where none improves on the float model; else None."""
-        found = choose(self._competing(), tuple(self.objectives))
+        competing = self._left_by_the_search(self._competing())
+        found = choose(competing, tuple(self.objectives))
         if found is None or self.best() is not None:
             return None
         return self._as_recorded(found)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.contract.strategy import WAIT, Foresight, Problem, Strategy, Wait
+from octavo.core.contract.strategy import (
+    WAIT,
+    Believed,
+    Foresight,
+    Problem,
+    Strategy,
+    Wait,
+)
 from octavo.core.opening.config import TuningConfig
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.sensitivity.shared import SharedScores, SharedSensitivity
@@ -60,6 +67,19 @@ class JointStrategy:
             return lines[0][1]
         return "; ".join(f"{name}: {line}" for name, line in lines if line)
 
+    def narrowed(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        """Return what each strategy leaves of its own backend's trials."""
+        found: list[Trial] = []
+        for name, strategy in self._strategies.items():
+            own = [trial for trial in trials if trial.recipe.backend == name]
+            found += strategy.narrowed(own)
+        strangers = [t for t in trials if t.recipe.backend not in self._strategies]
+        return found + strangers
+
+    def front(self) -> Mapping[str, Sequence[Believed]]:
+        """Return by backend what its strategy believes of loss by size."""
+        return {name: each.front() for name, each in self._strategies.items()}
+
     def foresee(self) -> Foresight:
         """Add up what the strategies that are still open may ask for."""
         ahead = [self._strategies[name].foresee() for name in self._open]
@@ -103,4 +123,6 @@ def build_strategy(
             max(1, settings.max_trials // len(services)),
         )
         built[name] = part.build(strategy, problem)
-    return JointStrategy(built)
+    joined = JointStrategy(built)
+    bench.narrowed, bench.front = joined.narrowed, joined.front
+    return joined

@@ -166,7 +166,9 @@ class Finish:
             return self.float_model(why, interrupted=interrupted)
         # A budget is hard: what keeps it comes before what is more accurate, and what was not
         # measured is not known to.
-        closest = max(done, key=lambda t: (self._keeps_budgets(t), t.margin, -t.number))
+        kept = [t for t in done if self._keeps_budgets(t)]
+        left = self.bench.narrowed(kept or done)
+        closest = max(left, key=lambda t: (t.margin, -t.number))
         holdout, certificate = self.acceptance.examined.get(
             closest.number, (None, None)
         )
