@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from octavo.core.scoring.front import FrontPoint
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.layers import Layer
 from octavo.core.values.ledger import Applied
@@ -89,6 +90,7 @@ class ReportData:
         data: What calibrated, scored and timed.
         final: The last timing of the best few in turns.
         remarks: What was told while the run went on.
+        front: Size against loss, by size.
         inputs: Name, type and shape of what the best model takes; empty where that is not known.
     """
 
@@ -120,6 +122,7 @@ class ReportData:
     data: Mapping[str, Any] = field(default_factory=dict)
     final: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    front: Sequence[FrontPoint] = ()
     inputs: Sequence[tuple[str, str, tuple[int | None, ...] | None]] = ()
 
     @property

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from octavo.core.errors import ConfigError, raised_as
 from octavo.core.scoring.choice import pareto
 from octavo.core.scoring.criteria.config import ToleranceConfig
+from octavo.core.scoring.front import FrontPoint
 from octavo.core.values.coverage import Coverage
 from octavo.core.values.layers import Layer
 from octavo.core.values.ledger import Applied
@@ -79,6 +80,7 @@ class _Facts(Frozen):
     data: JsonTable = Field(default_factory=dict)
     final: JsonTable = Field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    front: tuple[JsonTable, ...] = ()
     inputs: tuple[tuple[str, str, tuple[int | None, ...] | None], ...] = ()
 
 
@@ -120,6 +122,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         data=facts.data,
         final=facts.final,
         remarks=facts.remarks,
+        front=tuple(FrontPoint.from_json(point) for point in facts.front),
         inputs=facts.inputs,
     )
 

@@ -20,6 +20,7 @@ from octavo.core.values.trial import Trial
 
 from . import shown
 from .frame import trials_frame
+from .front import Front
 from .ledger import Trials
 from .loading import load_candidate, read_manifest
 from .quantized import Quantized
@@ -62,6 +63,8 @@ class Result(Quantized):
         final: The last timing of the best few in turns: rounds, trials, ties, load; empty where
             there was none.
         remarks: What was told while the run went on.
+        front: Size against loss, by size: the trials, the least losses that are believed of other
+            sizes, and one width for every op; each point has its recipe.
     """
 
     goal_met: bool = False
@@ -86,6 +89,7 @@ class Result(Quantized):
     data: Mapping[str, Any] = field(default_factory=dict)
     final: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
+    front: Front = field(default_factory=Front)
 
     def __post_init__(self) -> None:
         # They print as a table, and are a tuple to whoever takes them for one.
@@ -175,6 +179,7 @@ class Result(Quantized):
             "data": dict(self.data),
             "final": dict(self.final),
             "remarks": list(self.remarks),
+            "front": self.front.to_json(),
         }
 
     def _ops(self) -> dict[str, list[Any]]:

@@ -19,6 +19,7 @@ from octavo.core.values.trial import Trial
 
 from .bars import op_bars
 from .filters import FILTERS, breakable
+from .front import size_against_loss
 from .op_table import OpTable
 from .recipes import Recipes
 from .search import search
@@ -111,6 +112,7 @@ def _sections(data: ReportData, recipes: Recipes) -> dict[str, Any]:
     metrics = tuple(dict.fromkeys(name for t in trials for name in t.metrics))
     drawn: dict[str, Any] = {
         "trade_off": trade_off(data, _horizontal(objectives)) if objectives else None,
+        "front": size_against_loss(data),
         "search": search(data),
         "bars": op_bars(data),
     }
@@ -165,6 +167,7 @@ def _contents(
         ("final", "The last timing", bool(data.final)),
         ("next", "What next", True),
         ("trade-off", "Trade-off", charts["trade_off"] is not None),
+        ("front", "Size against loss", bool(data.front)),
         ("trials", "Trials", True),
         ("runs", "What runs", bool(data.schemes)),
         ("float", "Left in float", bool(data.ops)),

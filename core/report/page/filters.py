@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from octavo.core.report import text
+from octavo.core.report.front_table import loss, verdict
 from octavo.core.values.trial import Measurement, Trial
 
 SEPARATORS = re.compile(r"(?<=[^/._:-][/._:-])(?=[^/._:-])")
@@ -76,8 +77,10 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "apart": apart,
     "base": text.base,
     "bits": text.bits,
+    "bytes": text.size,
     "capitalized": capitalized,
     "is_worse": is_worse,
+    "loss": loss,
     "measured": text.measured,
     "ratio": text.ratio,
     "samples": text.samples,
@@ -86,5 +89,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "sentence": sentence,
     "spread": spread,
     "state": state,
+    "verdict": verdict,
 }
 """By the names that templates know them by."""

@@ -39,7 +39,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One trial in a chart.
+    """One trial in a chart, or another point.
 
     Attributes:
         x: Place in percent from the left.
@@ -60,6 +60,11 @@ class Mark:
     width: float = 14
     spread: tuple[float, float] | None = None
     is_best: bool = False
+
+    @property
+    def called(self) -> str:
+        """A trial's number as its row has it."""
+        return f"#{self.target.rpartition('-')[2]}"
 
     @property
     def title(self) -> str:
@@ -96,6 +101,8 @@ class Plot:
         levels: Lines across.
         lines: Segments that connect the best trade-offs.
         notes: What a reader must know beside it, in sight.
+        leads: Where a mark leads, read aloud last.
+        line: What the legend calls the segments.
     """
 
     name: str
@@ -107,6 +114,8 @@ class Plot:
     levels: Sequence[Level] = ()
     lines: Sequence[Line] = ()
     notes: Sequence[str] = ()
+    leads: str = "Every mark leads to its row in the table of trials."
+    line: str = "best trade-offs"
 
     @property
     def looks(self) -> tuple[Look, ...]:

@@ -30,6 +30,7 @@ from octavo.core.values.trial import Trial, widths
 
 from .acceptance import Acceptance, Accepted
 from .figures import figures_by_layer
+from .whole_front import whole_front
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,7 @@ class Finish:
             remarks=bench.remarks.texts,
             why_best=self._why_best(best),
             final=self.acceptance.final.record,
+            front=whole_front(bench, best),
         )
 
     def _data(self, backend: Backend) -> Mapping[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 
 from octavo.core.report import OpLine, ReportData
+from octavo.core.scoring.front import FrontPoint, Kind, with_unbeaten
 from octavo.core.values.layers import Layer
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
@@ -151,6 +152,58 @@ def run(ops: int = 8, trials: int = 9, hostile: bool = True) -> ReportData:
             "said": "Trial 3 is faster than trial 1 in 40 rounds.",
         },
         remarks=("the machine was busy",),
+        front=front(baseline, tried, whole),
+    )
+
+
+def front(
+    baseline: Trial, tried: Sequence[Trial], recipe: Recipe
+) -> Sequence[FrontPoint]:
+    """Points of every kind: trials with and without a believed loss, usual widths, and sizes that
+    nobody tried."""
+    done = [t for t in (baseline, *tried) if t.state == "complete"]
+    points = []
+    for trial in done:
+        size = trial.objectives["size"].value
+        loss = None if trial.number % 4 == 3 else 0.02 / (1 + trial.number)
+        if not trial.number:
+            loss = 0.0
+        scores, passed = trial.metrics, trial.passed
+        points.append(_point("trial", size, loss, trial.recipe, scores, trial, passed))
+    for bits in (2, 4):
+        uniform = OpScheme(
+            mode="weight_only",
+            weight=QuantSpec(dtype=f"int{bits}", granularity="group:32"),
+        )
+        own = Recipe(dict.fromkeys(recipe, uniform))
+        points.append(_point("uniform", 90_000.0 * bits, 0.5 / bits**3, own))
+    sizes = (150_000.0, 190_000.0, 260_000.0, 420_000.0)
+    points += [_point("believed", size, 9e14 / size**3, recipe) for size in sizes]
+    return with_unbeaten(points)
+
+
+def _point(
+    kind: Kind,
+    size: float,
+    loss: float | None,
+    recipe: Recipe,
+    scores: Mapping[str, float] | None = None,
+    trial: Trial | None = None,
+    passed: bool | None = None,
+) -> FrontPoint:
+    number = trial.number if trial is not None else None
+    found = {"accuracy": 0.0} if scores is None else scores
+    return FrontPoint(
+        kind,
+        size,
+        size / 800_000,
+        size / 26_000,
+        loss,
+        recipe,
+        sensitivity="gradient",
+        trial=number,
+        scores=found if number is not None else {},
+        passed=passed,
     )
 
 
@@ -164,6 +217,7 @@ def earlier(data: ReportData) -> ReportData:
         data={},
         final={},
         remarks=(),
+        front=(),
         defaults=frozenset(),
         baseline=replace(data.baseline, sampling={}),
         trials=[replace(t, sampling={}) for t in data.trials],

@@ -12,6 +12,7 @@ import pytest
 import octavo
 from octavo.core.report import ReportData, render, report_data, write
 from octavo.core.report.page import drawn
+from octavo.core.report.page.front import size_against_loss
 from octavo.core.results.result import read_manifest
 from octavo.core.values.layers import Layer
 from octavo.core.values.scheme import PartChoice
@@ -183,7 +184,13 @@ def test_settings_tell_the_defaults_too_and_where_it_was_measured() -> None:
         ),
         pytest.param(
             replace(
-                run(), best=None, trials=run().trials[-1:], ops=(), bound=None, final={}
+                run(),
+                best=None,
+                trials=run().trials[-1:],
+                ops=(),
+                bound=None,
+                final={},
+                front=(),
             ),
             id="all failed",
         ),
@@ -236,14 +243,14 @@ def test_charts_have_a_name_and_a_description_and_each_mark_tells_its_trial() ->
     drawn = render(found)
     page = Page(drawn)
     charts = [a for tag, a in page.tags if tag == "svg" and a.get("role")]
-    assert [chart["role"] for chart in charts] == ["group"] * 2
+    assert [chart["role"] for chart in charts] == ["group"] * 3
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     for trial in found.trials[:-1]:
         marks = re.findall(
             rf'<a class="mark" href="#trial-{trial.number}"><title>([^<]*)</title>',
             drawn,
         )
-        assert len(marks) == 2, "in both charts"
+        assert len(marks) == 2, "in both charts of trials"
         assert all(f"{trial.metrics['accuracy']:.5g}" in told for told in marks)
         assert all("latency" in told and "size" in told for told in marks)
 
@@ -322,3 +329,32 @@ def test_the_page_stays_small_for_many_ops_and_trials() -> None:
     many = len(render(run(ops=229, trials=19)))
     assert many < 300_000
     assert few < 120_000
+
+
+def test_every_point_of_the_front_has_a_row_and_what_loses_something_a_mark() -> None:
+    found = run()
+    page = Page(render(found))
+    rows = [name for name in page.ids if re.fullmatch(r"front-\d+", name)]
+    assert len(rows) == len(found.front)
+    plot = size_against_loss(found)
+    assert plot is not None
+    drawn_rows = [int(mark.target.rpartition("-")[2]) for mark in plot.marks]
+    lossy = [row for row, point in enumerate(found.front) if point.loss]
+    assert drawn_rows == lossy, "neither the float model nor what is not known"
+    labels = {look.label for look in plot.looks}
+    assert {"least believed loss, not measured", "one width for every op"} <= labels
+    by_size = sorted(plot.marks, key=lambda mark: mark.x)
+    assert [mark.target for mark in by_size] == [mark.target for mark in plot.marks]
+    joined = [point for point in found.front if point.unbeaten and point.loss]
+    assert len(plot.lines) == len(joined) - 1
+    assert all(y1 <= y2 for _, y1, _, y2 in plot.lines), "less loss lies lower"
+    assert "uniform 2 bits" in page.text
+    assert "no believed loss and no mark" in page.text
+    uniform = next(m for m in plot.marks if "uniform 2 bits" in m.told)
+    assert "size 180 kB (0.225 of float)" in uniform.told
+
+
+def test_a_record_without_a_front_has_no_section_of_it() -> None:
+    page = Page(render(runs.earlier(run())))
+    assert "front" not in page.ids
+    assert "#front" not in page.references
