@@ -16,10 +16,10 @@ def loss(point: FrontPoint) -> str:
 
 
 def verdict(point: FrontPoint) -> str:
-    """Return what was found of a point's goal."""
+    """Return what was found of the goal at a point, or a dash where nothing was measured."""
     if point.passed is None:
         return "-"
-    return "reaches the goal" if point.passed else "does not"
+    return "reached" if point.passed else "missed"
 
 
 def front_table(points: Sequence[FrontPoint]) -> TextTable:

@@ -103,7 +103,7 @@ def _look(point: FrontPoint) -> Look:
 
 def _told(data: ReportData, point: FrontPoint) -> tuple[str, ...]:
     """Return what hovering over a point's mark tells, line by line."""
-    measured = f"trial {point.trial}, {verdict(point)}"
+    measured = f"trial {point.trial}, goal {verdict(point)}"
     lines = [
         point.name if point.kind != "trial" else measured,
         f"size {text.size(point.size)} ({point.share:.3g} of float)",
