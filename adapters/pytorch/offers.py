@@ -132,6 +132,7 @@ def capability(device: str) -> Capability:
             *RESCALE_FEATURES.values(),
             *TRAINING,
             "gradients",
+            "gradients:metric",
             REVISION,
             "export:onnx",
             LOW_RANK_REPAIR,

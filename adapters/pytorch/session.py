@@ -34,6 +34,7 @@ from octavo.adapters.pytorch.observe.staged import Resumable
 from octavo.adapters.pytorch.run.batches import Call, tensors_in, to_call
 from octavo.adapters.pytorch.run.transformers_methods import refuse_what_fails
 from octavo.core.contract.adapter import Batch, OpParameters, Session, Sink
+from octavo.core.contract.output_metric import OutputMetric
 from octavo.core.contract.training import Distillation, Reconstruction, Training
 from octavo.core.errors import ModelError, SchemeError, nearest
 from octavo.core.numerics.affine import Array
@@ -264,11 +265,12 @@ class TorchSession(Session):
         *,
         seed: int = 0,
         along: Mapping[str, Array] | None = None,
+        metric: OutputMetric | None = None,
     ) -> int:
         """Hand gradients with respect to weights to ``sink``, or Hessian-vector products (feature
         ``gradients``)."""
         calls = self._calls(batches)
-        return gradients(self._whole(), calls, tensors, sink, seed, along or {})
+        return gradients(self._whole(), calls, tensors, sink, seed, along or {}, metric)
 
     def revision(self, batches: Iterable[Batch], limit: int) -> TorchRevision:
         """Return a skeleton whose weights may be replaced (feature ``revision``)."""

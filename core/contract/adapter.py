@@ -32,6 +32,7 @@ from octavo.core.values.recipe import Recipe
 
 from .candidate import Candidate as Candidate
 from .candidate import OpParameters as OpParameters
+from .output_metric import OutputMetric
 from .parts import PartConfig
 from .revision import Revision
 from .training import Training
@@ -205,11 +206,13 @@ class Session(ABC):
         *,
         seed: int = 0,
         along: Mapping[str, Array] | None = None,
+        metric: OutputMetric | None = None,
     ) -> int:
         """Hand gradients with respect to weights to ``sink``, batch by batch, weight by weight.
 
-        Feature ``gradients``. No labels are needed. The loss is the distance D of the outputs to
-        the float outputs: |y - y0|^2 / (2 |y0 - mean y0|^2), or the mean Kullback-Leibler
+        Feature ``gradients``; ``metric`` is given where ``gradients:metric`` is one too. No
+        labels are needed. The loss is the distance D of the outputs to the float outputs:
+        ``metric``, or the plain one: |y - y0|^2 / (2 |y0 - mean y0|^2), or the mean
         divergence of a token where the model predicts tokens. At the float weights its gradient is
         0 and its Hessian H says what a change of the weights costs: D = d^T H d / 2.
 
@@ -221,6 +224,7 @@ class Session(ABC):
             along: Tensor -> direction v of its shape: (H v) is handed over, for all directions
                 together. None: draws g with E[g g^T] = H are, the gradient at labels that are
                 sampled from the model's own prediction.
+            metric: D of these batches, in their order; None for the plain one.
 
         Returns:
             The number of batches.

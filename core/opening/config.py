@@ -99,6 +99,9 @@ class TuningConfig(Frozen):
         confirm: Reload the saved winner and score it again before it is called done.
         non_finite: What becomes of an op whose weight holds NaN or Inf: refuse the model, or keep
             the op in float.
+        output_metric: How outputs are compared where sensitivities are asked for: by what fits the
+            model (``auto``), the divergence of predictions (``kl``), the ``cosine``, or the squared
+            difference as a share of each output's ``variance``.
         gram_megabytes: How much of memory (in units of 2**20 bytes) the Gram matrices of
             calibration may take at a time, which gptq, awq and others need; the same again is for
             activations from which a further pass over the data goes on.
@@ -134,6 +137,7 @@ class TuningConfig(Frozen):
     holdout: float = Field(default=0.0, ge=0, lt=1)
     confirm: bool = True
     non_finite: Literal["error", "float"] = "error"
+    output_metric: Literal["auto", "kl", "cosine", "variance"] = "auto"
     gram_megabytes: float = Field(default=1024, ge=0, le=2**40)
     executor: ExecutorConfig = ExecutorConfig()
     budgets: dict[

@@ -2,65 +2,79 @@
 
 ``Session.gradients`` gives draws g with E[g g^T] = H and products H v; H is the Hessian of the
 distance D of the outputs to the float outputs, without labels. To second order an error d of the
-weights costs 2 D = d^T H d.
+weights costs D = d^T H d / 2: losses are in the unit of the distance.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import (
     Callable,
-    Iterable,
     Iterator,
     Mapping,
     MutableMapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
-from array_api_compat import array_namespace, device
-
-from octavo.core.contract.adapter import Batch, Session
+from octavo.core.contract.adapter import Batch, OpParameters, Session
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.layout import to_matrix
+from octavo.core.numerics.rows import rows_of
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.values.graph import Weight
+from octavo.core.values.graph import Op, Weight
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
+from .draws import DRAWS, Change, Differentiated, quadratic_forms
+from .input_noise import InputNoises
 from .keys import key_of
-from .op_errors import OpErrors, Transforms, WeightError
+from .op_errors import Transforms
+from .output_distance import OutputDistance
+from .watching import Watched, unwatched
 
-DRAWS = 8
-"""Gradients, or directions of a Hessian-vector product, that are drawn on every batch."""
-
-# What a backward pass is counted as: runs of the model that cost about as much.
 GRADIENT_RUNS = 3
-PRODUCT_RUNS = 6
+"""What a backward pass is counted as: runs of the model that cost about as much."""
 
-ErrorOf = Callable[[], tuple[Array, int]]
-"""Returns an error of a weight's shape, and the weight's channel axis."""
+FEATURE = "gradients:metric"
+"""The feature of an adapter whose gradients take a metric."""
 
-Errors = Mapping[str, ErrorOf]
-"""Label -> error; several errors of one weight."""
-
-Watched = Callable[[int], AbstractContextManager[Callable[[], None]]]
-"""Is told how many probes or draws there will be, and gives what is called before each of them.
-
-That may end them by what it raises, which is no ``Exception``.
-"""
+Asked = tuple[Sequence[str], OpScheme]
+"""The ops of a unit, and a scheme."""
 
 
-def unwatched(count: int) -> AbstractContextManager[Callable[[], None]]:
-    """Watch nothing."""
-    return nullcontext(_nothing)
+@dataclass(frozen=True)
+class Lent:
+    """Gradients of another backend of the same model.
+
+    Attributes:
+        where: Transforms -> where they are taken.
+        names: Own weight name -> (its name there, the channel axis there).
+    """
+
+    where: Callable[[Transforms], Differentiated]
+    names: Mapping[str, tuple[str, int]]
 
 
-def _nothing() -> None:
-    pass
+@dataclass(frozen=True)
+class _Rounded:
+    """One op under one scheme.
+
+    Attributes:
+        asked: The scheme that its unit was asked under.
+        op: The op.
+        given: What the core decided for it.
+        weights: Its weights with their codes.
+    """
+
+    asked: OpScheme
+    op: Op
+    given: OpParameters
+    weights: tuple[tuple[Weight, QuantizedTensor], ...]
 
 
 class Curvature:
@@ -68,254 +82,216 @@ class Curvature:
 
     Args:
         realizer: Quantizes, and knows the model.
-        errors: Each op's own errors: what rounding inputs adds, compared with the weight's part.
+        distance: Knows how outputs are compared.
         batches: A few calibration batches.
         scores: Where traces and quadratic forms are kept, by a key of text.
         seed: Of what is drawn.
-        watched: Told of draws as they go on.
+        asked: How outputs are to be compared: a part of the keys.
+        watched: Told of what is rounded, and of draws, as they go on.
 
     Attributes:
         batches_run: What the backward passes cost, in runs of a batch.
-        lent: Traces of another backend of the same model, by this backend's weight names; None
-            where the own ones are taken.
+        borrowed: Another backend's gradients; None where the own ones are taken.
     """
 
     def __init__(
         self,
         realizer: Quantizer,
-        errors: OpErrors,
+        distance: OutputDistance,
         batches: Sequence[Batch],
         scores: MutableMapping[str, float],
         seed: int,
+        asked: str,
         watched: Watched = unwatched,
     ) -> None:
         self.batches_run = 0
-        self.lent: Callable[[Transforms], Mapping[str, float]] | None = None
+        self.borrowed: Lent | None = None
         self._realizer = realizer
-        self._errors = errors
+        self._distance = distance
         self._batches = batches
         self._scores = scores
         self._seed = seed
+        self._asked = asked
         self._watched = watched
 
-    def traced(
-        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
-    ) -> float:
-        """Return the mean trace of the Hessian at the model's outputs times the squared error.
+    def serves(self, ops: Sequence[str], scheme: OpScheme) -> bool:
+        """Return whether gradients tell all that a scheme costs a unit.
 
-        That is HAWQ-V2's eq. 4. What rounding an op's input adds is reckoned in as if it hurt
-        like the same energy of weight error.
-
-        Raises:
-            SchemeError: If an op has no weight.
+        They are of weights: what rounding inputs costs is told where these meet rows of a weight.
         """
-        traces_of = self.lent or self.traces
-        found = traces_of(transforms)
+        for name in ops:
+            op = self._realizer.opened.view.by_name[name]
+            if not op.weights or scheme.output is not None:
+                return False
+            if self.borrowed and any(
+                w.name not in self.borrowed.names for w in op.weights
+            ):
+                return False
+            if scheme.input is not None and rows_of(op) is None:
+                return False
+        return True
 
-        def loss(weight: Weight, error: WeightError) -> float:
-            mean_trace = found[weight.name] / weight.size
-            return mean_trace * error.square * error.with_input
+    def price(self, *, with_inputs: bool) -> int:
+        """Return the runs of a batch that draws for any number of pairs cost."""
+        return (GRADIENT_RUNS * DRAWS + int(with_inputs)) * len(self._batches)
 
-        return self._total(ops, scheme, transforms, loss)
-
-    def traces(self, transforms: Transforms = ()) -> Mapping[str, float]:
-        """Return the trace of each tunable weight's block of H, by name; computed once."""
-        names = self._tunable_weights()
-        keys = {name: key_of("trace", name, None, transforms) for name in names}
-        missing = [name for name, key in keys.items() if key not in self._scores]
-        if missing:
-            session = self._realizer.session(transforms)
-            with self._watched(DRAWS) as begin_draw:
-                found = traces(session, self._batches, missing, self._seed, begin_draw)
-            self.batches_run += PRODUCT_RUNS * DRAWS * len(self._batches)
-            for name, trace in found.items():
-                self._scores[keys[name]] = trace
-        return {name: self._scores[key] for name, key in keys.items()}
-
-    def _tunable_weights(self) -> Iterable[str]:
-        """Return the names of the weights of every tunable unit, each once."""
-        by_name = self._realizer.opened.view.by_name
-        names: dict[str, None] = {}
-        for unit in self._realizer.space.tunable:
-            for op in unit.ops:
-                names.update((weight.name, None) for weight in by_name[op].weights)
-        return names
+    def where(self, transforms: Transforms) -> Differentiated:
+        """Return where this backend's own gradients are taken."""
+        session = self._realizer.session(transforms)
+        features = self._realizer.opened.capability.features
+        metric = self._distance.metric if FEATURE in features else None
+        return Differentiated(session, self._batches, metric)
 
     def first_order(
         self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
     ) -> float:
-        """Estimate d^T H d of the ops' weight errors, and what rounding their inputs adds.
+        """Estimate what the ops' rounded weights and inputs cost: the sum over weights.
+
+        Of a tied weight's users the one that hurts most counts: its gradients are those of all its
+        users together.
 
         Raises:
             SchemeError: If an op has no weight.
         """
+        if not self._is_known(ops, scheme, transforms):
+            # Raises what keeps the scheme from being carried out.
+            for _ in self._rounded(ops, scheme, transforms):
+                pass
         self.prepare([(ops, scheme)], transforms)
-
-        def loss(weight: Weight, error: WeightError) -> float:
-            form = self._scores[key_of("form", weight.name, scheme, transforms)]
-            return form * error.with_input
-
-        return self._total(ops, scheme, transforms, loss)
-
-    def _total(
-        self,
-        ops: Sequence[str],
-        scheme: OpScheme,
-        transforms: Transforms,
-        loss: Callable[[Weight, WeightError], float],
-    ) -> float:
-        """Return the sum of the losses of the ops' weights, a tied weight's once.
-
-        The gradients of a tied weight are those of all its users together.
-        """
         largest: dict[str, float] = {}
-        for error in self._errors.of(ops, scheme, transforms):
-            weight = error.weight
-            if weight is None:
-                raise SchemeError(
-                    "sensitivities from gradients are of weights, and this op has none; "
-                    "ask for output_distance"
-                )
-            value = loss(weight, error)
-            largest[weight.name] = max(value, largest.get(weight.name, 0.0))
+        for name in ops:
+            op = self._realizer.opened.view.by_name[name]
+            if not op.weights:
+                raise without_weight()
+            for weight in op.weights:
+                label = self._form(op, weight, scheme, transforms)
+                # A weight that the scheme leaves as it is costs nothing.
+                loss = self._scores.get(label, 0.0)
+                largest[weight.name] = max(loss, largest.get(weight.name, 0.0))
         return sum(largest.values())
 
-    def prepare(
-        self, wanted: Sequence[tuple[Sequence[str], OpScheme]], transforms: Transforms
-    ) -> None:
-        """Find d^T H d for all weights together.
+    def prepare(self, wanted: Sequence[Asked], transforms: Transforms) -> None:
+        """Find what all pairs need together, in one pass of draws."""
+        missing = [
+            (ops, scheme)
+            for ops, scheme in wanted
+            if not self._is_known(ops, scheme, transforms)
+        ]
+        if not missing:
+            return
+        with self._watched(len(missing) + DRAWS) as begin:
+            rounded = []
+            for ops, scheme in missing:
+                begin()
+                # What cannot be rounded is asked for by itself again, and fails by itself.
+                with suppress(Exception):
+                    rounded += list(self._rounded(ops, scheme, transforms))
+            noises = self._noises(rounded, transforms)
+            changes, axes = self._changes(rounded, noises, transforms)
+            if not changes:
+                return
+            where = self._differentiated(transforms)
+            found = quadratic_forms(where, changes, axes, self._seed, begin)
+        self.batches_run += GRADIENT_RUNS * DRAWS * len(self._batches)
+        for label, form in found.items():
+            self._scores[label] = 0.5 * form
 
-        The backward passes are the price, whatever the number of errors.
-        """
-        session = self._realizer.session(transforms)
-        errors: dict[str, dict[str, ErrorOf]] = {}
-        for ops, scheme in wanted:
-            for weight, rounded in self._rounded(ops, scheme, transforms):
-                name = weight.name
-                key = key_of("form", name, scheme, transforms)
-                if key not in self._scores:
-                    of_weight = errors.setdefault(name, {})
-                    of_weight[key] = _error_of(session, weight, rounded)
-        if errors:
-            with self._watched(DRAWS) as begin_draw:
-                found = quadratic_forms(
-                    session, self._batches, errors, self._seed, begin_draw
-                )
-            self.batches_run += GRADIENT_RUNS * DRAWS * len(self._batches)
-            self._scores.update(found)
+    def _is_known(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> bool:
+        by_name = self._realizer.opened.view.by_name
+        labels = [
+            self._form(by_name[name], weight, scheme, transforms)
+            for name in ops
+            for weight in by_name[name].weights
+        ]
+        return any(label in self._scores for label in labels)
+
+    def _differentiated(self, transforms: Transforms) -> Differentiated:
+        if self.borrowed is not None:
+            return self.borrowed.where(transforms)
+        return self.where(transforms)
 
     def _rounded(
         self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
-    ) -> Iterator[tuple[Weight, QuantizedTensor]]:
-        """Yield each weight that a scheme quantizes, and its codes."""
+    ) -> Iterator[_Rounded]:
+        """Yield what a scheme makes of each op that it quantizes."""
         space = self._realizer.space
         recipe = Recipe(space.schemes(ops, scheme), transforms, space.backend)
-        for name, decided in self._realizer.parameters(recipe).items():
-            if decided.weight is None:
-                continue
-            weights = self._realizer.opened.view.by_name[name].weights
-            rounded = (decided.weight, *decided.further)
-            yield from zip(weights, rounded, strict=True)
+        for name, given in self._realizer.parameters(recipe).items():
+            if given.weight is not None:
+                op = self._realizer.opened.view.by_name[name]
+                codes = (given.weight, *given.further)
+                weights = tuple(zip(op.weights, codes, strict=True))
+                yield _Rounded(scheme, op, given, weights)
+
+    def _noises(
+        self, rounded: Sequence[_Rounded], transforms: Transforms
+    ) -> InputNoises:
+        """Observe what rounding the inputs adds, of all ops in one pass of the original model."""
+        noises = InputNoises()
+        change = partial(self._realizer.change, transforms=transforms)
+        for one in rounded:
+            label = self._key("noise", one.op.name, one.asked, transforms)
+            noises.expect(label, one.op, one.given, change)
+        session = self._realizer.opened.session
+        self.batches_run += noises.observe(session, self._batches)
+        return noises
+
+    def _changes(
+        self, rounded: Sequence[_Rounded], noises: InputNoises, transforms: Transforms
+    ) -> tuple[dict[str, dict[str, Change]], dict[str, int]]:
+        """Return weight name, where gradients are taken -> label -> change, and channel axes."""
+        session = self._realizer.session(transforms)
+        seen = noises.found()
+        changes: dict[str, dict[str, Change]] = {}
+        axes: dict[str, int] = {}
+        for one in rounded:
+            noise = seen.get(self._key("noise", one.op.name, one.asked, transforms))
+            for weight, codes in one.weights:
+                name, axis = self._there(weight)
+                label = self._form(one.op, weight, one.asked, transforms)
+                added = None
+                if noise is not None:
+                    matrix = to_matrix(session.tensor(weight.name), weight.channel_axis)
+                    added = noise.per_channel(to_numpy(matrix))
+                error = _error_of(session, weight, codes)
+                changes.setdefault(name, {})[label] = Change(error, added)
+                axes[name] = axis
+        return changes, axes
+
+    def _there(self, weight: Weight) -> tuple[str, int]:
+        """Return a weight's name and channel axis where gradients are taken."""
+        if self.borrowed is not None:
+            return self.borrowed.names[weight.name]
+        return weight.name, weight.channel_axis
+
+    def _form(
+        self, op: Op, weight: Weight, scheme: OpScheme, transforms: Transforms
+    ) -> str:
+        return self._key("form", f"{op.name}:{weight.name}", scheme, transforms)
+
+    def _key(
+        self, kind: str, name: str, scheme: OpScheme | None, transforms: Transforms
+    ) -> str:
+        return key_of(f"{kind}/{self._asked}", name, scheme, transforms)
 
 
-def _error_of(session: Session, weight: Weight, rounded: QuantizedTensor) -> ErrorOf:
+def without_weight() -> SchemeError:
+    """Return what is raised for an op that gradients say nothing of."""
+    return SchemeError(
+        "sensitivities from gradients are of weights, and this op has none; "
+        "ask for output_distance"
+    )
+
+
+def _error_of(
+    session: Session, weight: Weight, rounded: QuantizedTensor
+) -> Callable[[], Array]:
     """Return a function that computes a weight's error anew, so that none is kept in memory."""
 
-    def error() -> tuple[Array, int]:
+    def error() -> Array:
         difference = session.tensor(weight.name) - rounded.dequantize()
-        return difference, weight.channel_axis
+        return to_matrix(difference, weight.channel_axis)
 
     return error
-
-
-def quadratic_forms(
-    session: Session,
-    batches: Sequence[Batch],
-    errors: Mapping[str, Errors],
-    seed: int = 0,
-    begin_draw: Callable[[], None] = _nothing,
-) -> dict[str, float]:
-    """Estimate d^T H d for several errors of several weights, in one pass of draws.
-
-    It is the mean over draws of the sum over output channels of (g . d)^2. A channel's part,
-    written with the gradient at the op's output and the output's change, is ModelOpt's score
-    (gradient x output change)^2. Rounding errors of different channels are independent, so that
-    the products between channels cancel.
-
-    Args:
-        session: Offers ``gradients``.
-        batches: Batches.
-        errors: Weight name -> label -> a function that returns (error of the weight's shape,
-            channel axis). It is called for each draw, so that no error is kept.
-        seed: Of the draws.
-        begin_draw: Called before each.
-
-    Returns:
-        Label -> the estimate.
-    """
-    sums = {label: 0.0 for wanted in errors.values() for label in wanted}
-    count = 0
-
-    def sink(name: str, gradient: Array) -> None:
-        for label, error in errors[name].items():
-            d, axis = error()
-            xp = array_namespace(gradient)
-            rows = to_matrix(gradient, axis)
-            error_rows = to_matrix(d, axis)
-            # One share per output channel.
-            shares = xp.sum(rows * error_rows, axis=1)
-            total = xp.sum(shares * shares)
-            sums[label] += float(total)
-
-    for draw in range(DRAWS):
-        begin_draw()
-        count += session.gradients(batches, tuple(errors), sink, seed=seed + draw)
-    return {label: total / max(1, count) for label, total in sums.items()}
-
-
-def traces(
-    session: Session,
-    batches: Sequence[Batch],
-    weights: Sequence[str],
-    seed: int = 0,
-    begin_draw: Callable[[], None] = _nothing,
-) -> dict[str, float]:
-    """Return the trace of each weight's own block of H, by Hutchinson's estimator.
-
-    It is E[v . H v] for random signs v; HAWQ-V2 (Dong et al. 2020, arXiv:1911.03852, section 3.3).
-    All weights move together: the blocks between two of them are multiplied by independent signs
-    and cancel.
-
-    Args:
-        session: Offers ``gradients``.
-        batches: Batches.
-        weights: Names.
-        seed: Of the signs.
-        begin_draw: Called before each set of signs.
-    """
-    sums = dict.fromkeys(weights, 0.0)
-    count = 0
-    for draw in range(DRAWS):
-        begin_draw()
-        signs = {
-            name: _signs(session.tensor(name), seed, draw, name) for name in weights
-        }
-
-        def sink(name: str, product: Array, signs: Mapping[str, Array] = signs) -> None:
-            xp = array_namespace(product)
-            along = xp.sum(signs[name] * product)
-            sums[name] += float(along)
-
-        count += session.gradients(batches, weights, sink, along=signs)
-    # Where the true trace is near 0 the estimate may fall below it; losses are never negative.
-    return {name: max(0.0, total / max(1, count)) for name, total in sums.items()}
-
-
-def _signs(like: Array, seed: int, draw: int, name: str) -> Array:
-    """Return random signs of a tensor's shape, float32, on its device."""
-    # A CRC and not hash(), which differs from process to process.
-    random = np.random.default_rng([seed, draw, zlib.crc32(name.encode())])
-    bits = random.integers(0, 2, tuple(like.shape), dtype=np.int8)
-    signs = bits.astype(np.float32) * 2 - 1
-    xp = array_namespace(like)
-    return xp.asarray(signs, device=device(like))

@@ -19,6 +19,6 @@ def key_of(
     return f"{kind} {name} {settings}"
 
 
-def recipe_key(recipe: Recipe) -> str:
-    """Return the key of a whole recipe's distance."""
-    return f"recipe {recipe.digest}"
+def recipe_key(metric: str, recipe: Recipe) -> str:
+    """Return the key of a whole recipe's distance, as outputs are compared by one metric."""
+    return f"recipe/{metric} {recipe.digest}"

@@ -191,6 +191,10 @@ class OpErrors:
         self.batches_run = 0
         self._observed: dict[Transforms, _Observed] = {}
 
+    def price(self, transforms: Transforms) -> int:
+        """Return the runs of a batch that looking at the inputs still costs."""
+        return 0 if transforms in self._observed else len(self.batches)
+
     def of(
         self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
     ) -> Iterator[WeightError]:
@@ -209,6 +213,18 @@ class OpErrors:
                 yield _without_weight(op, given, observed)
             else:
                 yield from _of_weights(op, given, session, observed)
+
+    def share(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> float:
+        """Return the shares of the ops' output energy that a scheme destroys, added up."""
+        return sum(error.share for error in self.of(ops, scheme, transforms))
+
+    def curved(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> float:
+        """Return the ops' :attr:`WeightError.curved`, added up."""
+        return sum(error.curved for error in self.of(ops, scheme, transforms))
 
     def _observe(self, transforms: Transforms) -> _Observed:
         """Run the batches once and keep the moments of every input of a tunable op.

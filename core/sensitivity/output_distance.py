@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from octavo.core.contract.adapter import Batch, Candidate, Session
+from octavo.core.contract.adapter import Batch, Candidate
+from octavo.core.contract.output_metric import OutputMetric
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.errors import SchemeError
 from octavo.core.values.recipe import Recipe
 
+from .fitting import fitted, told
 from .op_errors import Transforms
 
 Runner = Callable[[Candidate], Iterator[tuple[np.ndarray, ...]]]
@@ -20,48 +22,81 @@ class OutputDistance:
     """Measures whole recipes by the model's outputs.
 
     Args:
-        session: The float model.
         realizer: Makes candidates.
         batches: A few calibration batches.
+        asked: How outputs are compared: ``auto``, ``kl``, ``cosine`` or ``variance``.
+        note: Told in one line how they are.
 
     Attributes:
-        batches_run: Batches that candidates were run on.
+        batches_run: Batches that candidates and the float model were run on.
     """
 
     def __init__(
-        self, session: Session, realizer: Quantizer, batches: Sequence[Batch]
+        self,
+        realizer: Quantizer,
+        batches: Sequence[Batch],
+        asked: str = "auto",
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.batches_run = 0
-        self._session = session
         self._realizer = realizer
         self._batches = batches
-        self._references: list[tuple[np.ndarray, ...]] | None = None
+        self._asked = asked
+        self._note = note
+        self._metric: OutputMetric | None = None
+        self._references: list[tuple[np.ndarray, ...]] = []
         # Only the last one is kept: a runner may hold values of the whole float model.
         self._runner: tuple[Transforms, Runner] | None = None
 
+    @property
+    def price(self) -> int:
+        """Runs of the float model that the first distance takes."""
+        return 0 if self._metric else len(self._batches)
+
+    @property
+    def metric(self) -> OutputMetric:
+        """How outputs are compared; the float model is run once to find out."""
+        if self._metric is None:
+            opened = self._realizer.opened
+            reference = opened.session.reference()
+            found = []
+            for batch in self._batches:
+                found.append(tuple(np.asarray(y) for y in reference.run(batch)))
+                self.batches_run += 1
+            self._references = [_floats(outputs) for outputs in found]
+            self._metric = fitted(opened.view, self._batches, found, self._asked)
+            self._note(told(self._metric, self._asked))
+        return self._metric
+
     def of(self, recipe: Recipe) -> float:
-        """Return ||y - y0||^2 / ||y0 - mean y0||^2 over the batches.
+        """Return the distance of a recipe's outputs to the float model's.
 
         Returns:
-            The mean over the model's float outputs; infinite where the recipe cannot be carried
-            out.
+            The mean over rows and outputs, see :mod:`octavo.core.contract.output_metric`; infinite
+            where the recipe cannot be carried out.
         """
-        references = self._float_outputs()
+        metric = self.metric
         try:
             candidate = self._realizer.candidate(recipe, draft=True)
         except SchemeError:
             return float("inf")
         run = self._runner_of(recipe.transforms)
-        error = 0.0
-        power = 0.0
-        for outputs, expected in zip(run(candidate), references, strict=True):
+        total = 0.0
+        for number, outputs in enumerate(run(candidate)):
             self.batches_run += 1
-            for y, y0 in zip(outputs, expected, strict=True):
-                if np.issubdtype(y0.dtype, np.floating):
-                    # Differences of nearly equal outputs need float64.
-                    error += float(np.square(y.astype(np.float64) - y0).mean())
-                    power += float(np.square(y0 - y0.mean()).mean())
-        return error / power if power else error
+            total += self._of_batch(metric, _floats(outputs), number)
+        return total / max(1, len(self._batches))
+
+    def _of_batch(
+        self, metric: OutputMetric, outputs: Sequence[np.ndarray], number: int
+    ) -> float:
+        """Return one batch's part of the distance."""
+        expected = self._references[number]
+        total = 0.0
+        for place in metric.counted:
+            losses = metric.losses(place, outputs[place], expected[place], number)
+            total += losses * metric.weight(place)
+        return total
 
     def _runner_of(self, transforms: Transforms) -> Runner:
         if self._runner is None or self._runner[0] != transforms:
@@ -69,11 +104,6 @@ class OutputDistance:
             self._runner = (transforms, session.runner(self._batches))
         return self._runner[1]
 
-    def _float_outputs(self) -> list[tuple[np.ndarray, ...]]:
-        if self._references is None:
-            reference = self._session.reference()
-            self._references = [
-                tuple(np.asarray(y) for y in reference.run(batch))
-                for batch in self._batches
-            ]
-        return self._references
+
+def _floats(outputs: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    return tuple(y for y in outputs if np.issubdtype(y.dtype, np.floating))

@@ -20,7 +20,7 @@ Ways to ask, from cheap to dear:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,13 +33,17 @@ from octavo.core.errors import ConfigError, DataError
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 
-from .curvature import DRAWS, GRADIENT_RUNS, PRODUCT_RUNS, Curvature, Watched, unwatched
+from .curvature import Curvature
+from .hessian_traces import HessianTraces
 from .interaction import Around, interaction
 from .keys import key_of, recipe_key
 from .memory import Memory
 from .op_errors import OpErrors, Transforms
 from .output_distance import OutputDistance
+from .prices import AT_OUTPUTS, Prices
 from .saved_scores import identity, read_scores, write_scores
+from .score_book import ScoreBook
+from .watching import Watched, unwatched
 
 Pair = tuple[str, OpScheme]
 
@@ -60,11 +64,12 @@ class SensitivityService:
         watched: Told of probes as they go on. Scores that are known are none.
         memory: Knows what an earlier process of the same run found, and keeps what is found; None
             for neither.
+        output_metric: How outputs are compared: ``auto`` (what fits the model), ``kl``, ``cosine``
+            or ``variance``.
 
     Attributes:
         batches_run: Batches that candidates were run on, all together: the price of what was asked.
             A backward pass counts as the runs that it costs about as much as.
-        failures: What probes raised, by pair or recipe.
     """
 
     def __init__(
@@ -78,35 +83,50 @@ class SensitivityService:
         seed: int = 0,
         watched: Watched = unwatched,
         memory: Memory | None = None,
+        output_metric: str = "auto",
     ) -> None:
         self.opened = opened
         self.realizer = realizer
         self.batches = tuple(batches)
         self.path = path
-        self.failures: dict[str, str] = {}
-        self._note = note
         self._watched = watched
-        self._memory = memory or Memory()
+        self._book = ScoreBook(memory or Memory(), note)
         self._units = {u.name: u for u in realizer.space.units}
-        self._scores: dict[str, float] = {}
         # What another backend's service answered for this one: known, and not this one's to save.
         self._lent: dict[str, float] = {}
         self._errors = OpErrors(realizer, self.batches)
+        self._metric = output_metric
+        self._distance = OutputDistance(realizer, self.batches, output_metric, note)
         self.curvature = Curvature(
-            realizer, self._errors, self.batches, self._scores, seed, watched
+            realizer,
+            self._distance,
+            self.batches,
+            self._book.scores,
+            seed,
+            output_metric,
+            watched,
         )
-        self._distance = OutputDistance(opened.session, realizer, self.batches)
+        self.traces = HessianTraces(
+            realizer,
+            self._errors,
+            self.curvature,
+            self._book.scores,
+            seed,
+            output_metric,
+            watched,
+        )
+        self._prices = Prices(self._errors, self._distance, self.curvature, self.traces)
         self._kinds: dict[
             str, Callable[[tuple[str, ...], OpScheme, Transforms], float]
         ] = {
-            "weight_error": self._weight_error,
+            "weight_error": self._errors.share,
             "output_distance": self._output_distance,
-            "hessian": self._hessian,
-            "hessian_trace": self.curvature.traced,
+            "hessian": self._errors.curved,
+            "hessian_trace": self.traces.traced,
             "gradient": self.curvature.first_order,
         }
         if path is not None and path.exists():
-            self._scores.update(
+            self._book.scores.update(
                 read_scores(path, identity(opened.session, self.batches))
             )
 
@@ -116,21 +136,27 @@ class SensitivityService:
 
         ``gradient`` needs gradients, and ``hessian_trace`` these or the traces of another backend.
         """
-        has_gradients = "gradients" in self.opened.capability.features
-        has_traces = has_gradients or self.curvature.lent is not None
+        has_own = "gradients" in self.opened.capability.features
+        has_gradients = has_own or self.curvature.borrowed is not None
+        has_traces = has_gradients or self.traces.lent is not None
         there = {"gradient": has_gradients, "hessian_trace": has_traces}
         return tuple(kind for kind in self._kinds if there.get(kind, True))
 
     @property
     def preferred(self) -> str:
-        """The best kind here: ``gradient`` where there are gradients, else the distance."""
+        """The best kind here: ``gradient`` where there are some, own or lent, else the distance."""
         return "gradient" if "gradient" in self.kinds else "output_distance"
 
     @property
     def batches_run(self) -> int:
         """Batches that candidates were run on."""
-        by_gradients = self.curvature.batches_run
-        return self._distance.batches_run + self._errors.batches_run + by_gradients
+        found_by = (self._distance, self._errors, self.curvature, self.traces)
+        return sum(one.batches_run for one in found_by)
+
+    @property
+    def failures(self) -> Mapping[str, str]:
+        """What probes raised, by pair or recipe."""
+        return self._book.failures
 
     def __call__(self, kind: str, pairs: Sequence[Pair]) -> Sequence[float]:
         """Return one loss >= 0 for each (unit name, scheme).
@@ -148,19 +174,19 @@ class SensitivityService:
         kind = self._settled(kind)
         self._check(kind, pairs)
         under = transforms or self.realizer.space.required
-        keys = {key_of(kind, name, s, under) for name, s in pairs if not s.is_float}
-        self._recall(keys)
-        unknown = sum(
-            key not in self._scores and key not in self.failures for key in keys
-        )
-        if not unknown:
-            return 0
-        runs_of_each = {
-            "output_distance": unknown,
-            "gradient": GRADIENT_RUNS * DRAWS,
-            "hessian_trace": PRODUCT_RUNS * DRAWS,
-        }
-        return runs_of_each.get(kind, 1) * len(self.batches)
+        unknown: dict[str, dict[str, OpScheme]] = {}
+        for name, scheme in pairs:
+            if not scheme.is_float:
+                own = self._served(kind, name, scheme)
+                key = self._key(own, name, scheme, under)
+                unknown.setdefault(own, {})[key] = scheme
+        left: dict[str, list[OpScheme]] = {}
+        for own, asked in unknown.items():
+            self._book.recall(asked)
+            missing = [asked[k] for k in asked if not self._book.is_settled(k)]
+            if missing:
+                left[own] = missing
+        return self._prices.of(left, under)
 
     def around(self, recipe: Recipe) -> Sensitivity:
         """Return the losses of units as changes of a whole recipe, whatever the kind."""
@@ -188,8 +214,8 @@ class SensitivityService:
         found: dict[str, float] = {}
         for under in (self.realizer.space.required, transforms):
             for kind in self._kinds:
-                key = key_of(kind, unit, scheme, under)
-                loss = self._scores.get(key, self._lent.get(key, float("inf")))
+                key = self._key(kind, unit, scheme, under)
+                loss = self._book.scores.get(key, self._lent.get(key, float("inf")))
                 if np.isfinite(loss):
                     found[kind] = loss
         return found
@@ -204,14 +230,18 @@ class SensitivityService:
     ) -> None:
         """Let it know what another backend's service answered for a unit's counterpart."""
         under = transforms or self.realizer.space.required
-        self._lent[key_of(kind, unit, scheme, under)] = loss
+        self._lent[self._key(kind, unit, scheme, under)] = loss
 
     def distances(self, recipes: Sequence[Recipe]) -> Sequence[float]:
         """Return the output distance of each whole recipe; infinite where none can be made."""
-        wanted = {recipe_key(r): partial(self._distance.of, r) for r in recipes}
-        self._recall(wanted)
-        self._find_out(wanted)
-        return [self._known(recipe_key(recipe)) for recipe in recipes]
+        keys = [recipe_key(self._metric, recipe) for recipe in recipes]
+        wanted = {
+            key: partial(self._distance.of, recipe)
+            for key, recipe in zip(keys, recipes, strict=True)
+        }
+        self._book.recall(wanted)
+        self._book.find_out(wanted, self._watched)
+        return [self._book.loss(key) for key in keys]
 
     def _ask(
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms
@@ -220,24 +250,47 @@ class SensitivityService:
         self._check(kind, pairs)
         # No recipe of the space goes without what it requires.
         transforms = transforms or self.realizer.space.required
-        compute = self._kinds[kind]
         wanted: dict[str, Callable[[], float]] = {}
+        drawn: dict[str, Callable[[], float]] = {}
         keys: list[str | None] = []
         for name, scheme in pairs:
             if scheme.is_float:
                 keys.append(None)
                 continue
-            key = key_of(kind, name, scheme, transforms)
+            own = self._served(kind, name, scheme)
+            key = self._key(own, name, scheme, transforms)
             keys.append(key)
-            wanted[key] = partial(compute, self._units[name].ops, scheme, transforms)
-        self._recall(wanted)
-        if kind == "gradient":
+            group = drawn if own == "gradient" else wanted
+            compute = self._kinds[own]
+            group[key] = partial(compute, self._units[name].ops, scheme, transforms)
+        if drawn:
+            self._book.recall(drawn)
             self._prepare_gradients(pairs, transforms)
-        self._find_out(wanted)
-        return [0.0 if key is None else self._known(key) for key in keys]
+            # What they need was told as it went on.
+            self._book.find_out(drawn, unwatched)
+        self._book.recall(wanted)
+        self._book.find_out(wanted, self._watched)
+        return [0.0 if key is None else self._book.loss(key) for key in keys]
 
     def _settled(self, kind: str) -> str:
         return self.preferred if kind == "auto" else kind
+
+    def _served(self, kind: str, name: str, scheme: OpScheme) -> str:
+        """Return the kind that answers for a pair.
+
+        Where gradients cannot, the distance of the outputs does, which is in the same unit.
+        """
+        unit = self._units.get(name)
+        if kind != "gradient" or unit is None:
+            return kind
+        can_tell = self.curvature.serves(unit.ops, scheme)
+        return kind if can_tell else "output_distance"
+
+    def _key(
+        self, kind: str, name: str, scheme: OpScheme, transforms: Transforms
+    ) -> str:
+        by = f"{kind}/{self._metric}" if kind in AT_OUTPUTS else kind
+        return key_of(by, name, scheme, transforms)
 
     def _check(self, kind: str, pairs: Sequence[Pair]) -> None:
         if kind not in self.kinds:
@@ -259,69 +312,14 @@ class SensitivityService:
         """Find what the gradients of all pairs need in one pass."""
         wanted = []
         for name, scheme in pairs:
-            key = key_of("gradient", name, scheme, transforms)
-            if not scheme.is_float and key not in self._scores:
+            own = self._served("gradient", name, scheme)
+            key = self._key(own, name, scheme, transforms)
+            is_drawn = own == "gradient" and not scheme.is_float
+            if is_drawn and not self._book.is_settled(key):
                 wanted.append((self._units[name].ops, scheme))
         # Where this fails, each pair is tried by itself, and fails by itself.
         with contextlib.suppress(Exception):
             self.curvature.prepare(wanted, transforms)
-
-    def _recall(self, keys: Iterable[str]) -> None:
-        """Take in what an earlier process of the same run has found."""
-        for key in keys:
-            if key not in self._scores:
-                loss = self._memory.recall(key)
-                if loss is not None:
-                    self._scores[key] = loss
-
-    def _find_out(self, wanted: Mapping[str, Callable[[], float]]) -> None:
-        """Compute what is not known yet."""
-        missing = [
-            key
-            for key in wanted
-            if key not in self._scores and key not in self.failures
-        ]
-        if not missing:
-            return
-        try:
-            with self._watched(len(missing)) as begin_probe:
-                for key in missing:
-                    begin_probe()
-                    self._probe(key, wanted[key])
-        finally:
-            # Also where time runs out in the middle: the next process goes on from there.
-            found = {key: self._scores[key] for key in missing if key in self._scores}
-            self._memory.learn(found)
-
-    def _probe(self, key: str, compute: Callable[[], float]) -> None:
-        """Compute one score."""
-        try:
-            value = compute()
-        except Exception as error:
-            self._failed(key, error)
-        else:
-            is_finite = np.isfinite(value)
-            self._scores[key] = float(value) if is_finite else float("inf")
-
-    def _known(self, key: str) -> float:
-        """Return a loss that was found out; infinite where that failed."""
-        return self._scores.get(key, float("inf"))
-
-    def _failed(self, key: str, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"
-        if text not in self.failures.values():
-            self._note(f"sensitivity {key} is taken as infinite: {text}")
-        self.failures[key] = text
-
-    def _weight_error(
-        self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms
-    ) -> float:
-        return sum(e.share for e in self._errors.of(ops, scheme, transforms))
-
-    def _hessian(
-        self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms
-    ) -> float:
-        return sum(e.curved for e in self._errors.of(ops, scheme, transforms))
 
     def _output_distance(
         self, ops: tuple[str, ...], scheme: OpScheme, transforms: Transforms
@@ -344,4 +342,6 @@ class SensitivityService:
             raise ConfigError(
                 "SensitivityService.save needs a path, here or when it is made"
             )
-        write_scores(target, identity(self.opened.session, self.batches), self._scores)
+        write_scores(
+            target, identity(self.opened.session, self.batches), self._book.scores
+        )

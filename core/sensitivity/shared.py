@@ -163,7 +163,7 @@ def lend_traces(services: Sequence[SensitivityService]) -> None:
             continue
         names = _counterpart_weights(service, lender, by_signature)
         if names:
-            service.curvature.lent = partial(_lent, lender, names)
+            service.traces.lent = partial(_lent, lender, names)
 
 
 def _lent(
@@ -172,7 +172,7 @@ def _lent(
     transforms: tuple[PartChoice, ...],
 ) -> dict[str, float]:
     """Return the lender's traces under the borrower's names."""
-    traces = lender.curvature.traces(transforms)
+    traces = lender.traces.traces(transforms)
     return {own: traces[other] for own, other in names.items()}
 
 

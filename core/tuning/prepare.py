@@ -120,7 +120,9 @@ def prepare(
             bench = _bench(asked, ground, history, executor, stack, train_fn)
             prepare_recovery(bench, asked, ground, model, executor, stack)
             _tell_notes(bench, ground)
-            services = sensitivity_services(bench, sensitivities, settings.seed)
+            services = sensitivity_services(
+                bench, sensitivities, settings.seed, settings.output_metric
+            )
             bench.sensitivities = services
         with asked.phases.within(BASELINE):
             certifying = _score_float(asked, ground, bench)

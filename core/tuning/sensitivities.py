@@ -21,7 +21,7 @@ ROW = 1000
 
 
 def sensitivity_services(
-    bench: Bench, path: str | Path | None, seed: int
+    bench: Bench, path: str | Path | None, seed: int, output_metric: str = "auto"
 ) -> dict[str, SensitivityService]:
     """Return the service of each backend that has a choice.
 
@@ -29,6 +29,7 @@ def sensitivity_services(
         bench: The run's.
         path: Holds the scores of earlier runs, one file for each backend (``NAME.BACKEND.json``).
         seed: Of what is drawn for gradients.
+        output_metric: How outputs are compared.
     """
     found = {}
     for name, backend in bench.backends.items():
@@ -44,6 +45,7 @@ def sensitivity_services(
             seed=seed,
             watched=partial(bench.phases.probes, about=f"on {name}"),
             memory=InHistory(bench, name),
+            output_metric=output_metric,
         )
     lend_traces(tuple(found.values()))
     return found

@@ -8,16 +8,15 @@ float weights is H:
 * H v, the change of the loss's gradient along a direction, by a second backward pass (Pearlmutter
   1994).
 
-The distance is |y - y0|^2 / (2 |y0 - mean y0|^2); for a language model, whose output has a column
-for each row of its vocabulary, it is the Kullback-Leibler divergence of its predictions, a mean
-over tokens.
+The distance is the caller's (:mod:`octavo.core.contract.output_metric`), or the plain one: |y -
+y0|^2 / (2 |y0 - mean y0|^2), and for a language model, whose output has a column for each row of
+its vocabulary, the Kullback-Leibler divergence of its predictions, a mean over tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod, sqrt
 from typing import Any
 
 import torch
@@ -34,14 +33,13 @@ from octavo.adapters.pytorch.modules.shared_copy import (
     skeleton,
 )
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
+from octavo.core.contract.output_metric import OutputMetric, plain
 from octavo.core.errors import SchemeError
 
 from .folded_weights import folded_gain
 
 Tensor = torch.Tensor
 TensorSink = Callable[[str, Tensor], None]
-_TINY = 1e-30
-"""Least variance: outputs that are all alike have none, and distances are divided by it."""
 
 
 def gradients(
@@ -51,6 +49,7 @@ def gradients(
     sink: TensorSink,
     seed: int,
     along: Mapping[str, Tensor],
+    metric: OutputMetric | None = None,
 ) -> int:
     """Hand one array for each batch and tensor to ``sink``, as soon as the backward pass has it.
 
@@ -64,6 +63,7 @@ def gradients(
         seed: Of the sampled labels.
         along: Tensor -> direction: hand over Hessian-vector products. Empty: hand over draws of the
             gradient.
+        metric: The distance of the outputs over these batches; None for the plain one.
 
     Returns:
         The number of batches.
@@ -85,7 +85,6 @@ def gradients(
         stream = _stream(name, gains[name], sink)
         hooks.append(add_hook(stream))
     vocabulary = _vocabulary(capture.layers.values())
-    generator = torch.Generator().manual_seed(seed)
     count = 0
     try:
         for args, kwargs in calls:
@@ -94,11 +93,12 @@ def gradients(
                 result = root(*args, **kwargs)
                 outputs = [y for y in tensors_in(result) if y.is_floating_point()]
                 _check_depends(outputs, gains)
-                loss = _Loss.of(outputs, vocabulary)
+                by = metric or plain([y.detach() for y in outputs], vocabulary)
+                loss = _Loss(outputs, by, count)
                 if directions:
                     loss.backward_along(directions)
                 else:
-                    loss.backward_of_draw(generator)
+                    loss.backward_of_draw(seed)
             count += 1
     finally:
         for hook in hooks:
@@ -136,73 +136,37 @@ class _Loss:
     """The distance of one batch's outputs to themselves.
 
     Attributes:
-        outputs: Those that count: where some are predictions of tokens, these alone.
-        are_predictions: They are.
-        power: What squared distances are divided by: the outputs' variance, summed.
+        outputs: Every floating-point one.
+        metric: How they are compared.
+        batch: Number of the batch.
     """
 
     outputs: list[Tensor]
-    are_predictions: bool
-    power: float
+    metric: OutputMetric
+    batch: int
 
-    @classmethod
-    def of(cls, outputs: list[Tensor], vocabulary: int) -> _Loss:
-        """Return the loss of a model whose largest embedding has ``vocabulary`` rows."""
-        predictions = [y for y in outputs if y.ndim == 3 and y.shape[-1] == vocabulary]
-        if predictions:
-            return cls(predictions, True, 1.0)
-        power = sum(_variance(y.detach().float()) for y in outputs)
-        return cls(outputs, False, max(power, _TINY))
-
-    def backward_of_draw(self, generator: torch.Generator) -> None:
+    def backward_of_draw(self, seed: int) -> None:
         """Fill the gradients of what is watched with a draw of g."""
+        counted = []
         starts = []
-        for y in self.outputs:
-            start = self._draw(y.detach(), generator)
+        for place in self.metric.counted:
+            y = self.outputs[place]
+            if not y.requires_grad:
+                continue
+            start = self.metric.draw(place, y.detach(), self.batch, seed)
+            counted.append(y)
             starts.append(start.to(y.dtype))
-        torch.autograd.backward(self.outputs, starts)
+        torch.autograd.backward(counted, starts)
 
     def backward_along(self, directions: Mapping[Tensor, Tensor]) -> None:
         """Fill the gradients of what is watched with H v."""
         watched = list(directions)
-        distances = [self._distance(y) for y in self.outputs]
-        loss = torch.stack(distances).sum()
+        own = [y.detach() for y in self.outputs]
+        loss = self.metric.distance(self.outputs, own, self.batch)
         found = torch.autograd.grad(loss, watched, create_graph=True, allow_unused=True)
         pairs = zip(found, directions.values(), strict=True)
         dots = [(g * v).sum() for g, v in pairs if g is not None]
         torch.stack(dots).sum().backward(inputs=watched)  # type: ignore[no-untyped-call]
-
-    def _draw(self, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the gradient at an output for a label that is sampled from the prediction."""
-        if not self.are_predictions:
-            noise = torch.randn(y.shape, generator=generator)
-            return noise.to(y.device) / sqrt(self.power)
-        odds = torch.softmax(y.float(), -1)
-        odds = odds.reshape(-1, y.shape[-1])
-        # The generator draws on the CPU: a seed gives the same labels on every device.
-        drawn = torch.multinomial(odds.cpu(), 1, generator=generator)
-        labels = drawn.to(y.device)
-        minus_one = torch.full_like(labels, -1, dtype=odds.dtype)
-        gradient = odds.scatter_add(1, labels, minus_one)
-        tokens = prod(y.shape[:-1])
-        return gradient.reshape(y.shape) / sqrt(tokens)
-
-    def _distance(self, y: Tensor) -> Tensor:
-        y = y.float()
-        own = y.detach()
-        if not self.are_predictions:
-            squares = (y - own).square()
-            return torch.sum(squares) / (2 * self.power)
-        log_odds = torch.log_softmax(y, -1)
-        own = torch.log_softmax(own, -1)
-        divergence = torch.sum(own.exp() * (own - log_odds))
-        tokens = prod(y.shape[:-1])
-        return divergence / float(tokens)
-
-
-def _variance(y: Tensor) -> float:
-    centred = y - y.mean()
-    return float(centred.square().sum())
 
 
 def _vocabulary(layers: Iterable[Layer]) -> int:

@@ -153,6 +153,7 @@ def sensitivity(
             tuple(given[target.name]),
             save,
             watched=partial(phases.probes, about=f"on {target.name}"),
+            output_metric=settings.output_metric,
         )
         found = _scores(service, kind, space.tunable, every)
         if save is not None:
