@@ -56,7 +56,7 @@ ONE_SIZE = 10.0
 SMALL_SHIFT = 0.2
 """Variance of the rows' mean, times the columns, over the columns' mean variance: independent
 columns have 1. The gradients of a softmax's loss add up to 0 over the columns, so that training
-leaves the sum where it was while the differences grow: a trained classifier has a few hundredths."""
+leaves the sum where it was while differences grow: a trained classifier has a few hundredths."""
 
 _MEANINGS = {
     "kl": "Kullback-Leibler divergence of the predictions",
