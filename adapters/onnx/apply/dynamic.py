@@ -11,8 +11,9 @@ from octavo.core.contract.adapter import OpParameters
 from .activations import Codes, CodesEditor
 from .integer_products import PRODUCTS, write_integer_product
 from .nodes import Emitted
-from .packing import WeightTensors, tensor, weight_tensors
+from .packing import ScaleTensors, WeightTensors, tensor, weight_tensors
 from .recurrent import write_dynamic_lstm
+from .scales import shared_scale
 
 
 def write_dynamic(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
@@ -67,10 +68,10 @@ def _product(
 
 def _weight_scale(e: CodesEditor, site: Site, weight: WeightTensors) -> Value:
     """Register a weight's scale, shaped as the convolution's result wants it."""
-    scale = weight.scale.numpy()
+    scale = weight.scale.stored.numpy()
     shaped = _per_channel(scale, site)
-    held = tensor(shaped, DataType.FLOAT, "scale")
-    return e.initializer(f"{site.held.name}_scale", held)
+    held = tensor(shaped, weight.scale.stored.dtype, "scale")
+    return shared_scale(e, site.held.name, ScaleTensors(held))
 
 
 def _per_channel(numbers: np.ndarray, site: Site) -> np.ndarray:

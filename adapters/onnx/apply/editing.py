@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,7 +16,7 @@ from octavo.adapters.onnx.prepare.scopes import free_name, owner, scopes, walk
 from octavo.core.contract.adapter import OpParameters
 
 from .nodes import declare_like, swap_names
-from .packing import WeightTensors, tensor
+from .packing import tensor
 
 Number = float | int
 
@@ -53,6 +53,7 @@ class Editor:
             self._know(scope.initializers.values())
         self._scalars: dict[tuple[str, DataType, Number], Value] = {}
         self._weights: dict[tuple[int, str], Value] = {}
+        self._computed: dict[str, Value] = {}
 
     def _know(self, values: Iterable[Value]) -> None:
         for value in values:
@@ -85,13 +86,12 @@ class Editor:
             self._weights[key] = self.initializer(name, held)
         return self._weights[key]
 
-    def shared_weight(self, name: str, weight: WeightTensors) -> list[Value]:
-        """Register a weight's codes, scale and zero point, as :meth:`shared` does."""
-        return [
-            self.shared(f"{name}_quantized", weight.codes),
-            self.shared(f"{name}_scale", weight.scale),
-            self.shared(f"{name}_zero", weight.zero_point),
-        ]
+    def computed(self, of: Value, make: Callable[[], Value]) -> Value:
+        """Return what ``make`` computes of a shared tensor, written once for all that read it."""
+        key = name_of(of)
+        if key not in self._computed:
+            self._computed[key] = make()
+        return self._computed[key]
 
     def float_bias(self, site: Site, bias: np.ndarray) -> Value:
         """Register an op's bias in float32."""

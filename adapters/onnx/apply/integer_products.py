@@ -10,6 +10,7 @@ from octavo.core.contract.adapter import OpParameters
 from .activations import Codes, CodesEditor
 from .nodes import MS, Emitted
 from .packing import weight_tensors
+from .scales import shared_scale
 
 PRODUCTS = ("linear", "batched_linear")
 """Op types that are written as a product of codes."""
@@ -26,7 +27,7 @@ def write_integer_product(
     # The kernel takes (features, outputs): "kn" tells these codes from those of a Gemm.
     tag = "kn" if is_transposed else ""
     codes = e.shared(f"{held.name}{tag}_quantized", weight.codes)
-    scale = e.shared(f"{held.name}_scale", weight.scale)
+    scale = shared_scale(e, held.name, weight.scale)
     zero = e.shared(f"{held.name}_zero", weight.zero_point)
     inputs: list[ir.Value | None] = [x.codes, codes, x.scale, scale, x.zero_point, zero]
     bias = e.bias(site, params)

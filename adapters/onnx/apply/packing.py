@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +58,65 @@ def tensor(array: Any, dtype: DataType, name: str) -> ir.TensorProtocol:
     return ir.Tensor(held, dtype=dtype, name=name)
 
 
+class ScaleTensors(NamedTuple):
+    """The scales of a weight as the file holds them.
+
+    Attributes:
+        stored: The scales in their own format; of two-level scales their uint8 codes.
+        steps: Of two-level scales, what a code counts in each block, float32 (blocks, 1).
+        offsets: Of two-level scales, what code 0 stands for in each block, float32 (blocks, 1).
+    """
+
+    stored: ir.TensorProtocol
+    steps: ir.TensorProtocol | None = None
+    offsets: ir.TensorProtocol | None = None
+
+
+_SCALES = {
+    None: DataType.FLOAT,
+    "float32": DataType.FLOAT,
+    "float16": DataType.FLOAT16,
+    "bfloat16": DataType.BFLOAT16,
+}
+"""A spec's ``scale_dtype`` -> the type of a tensor."""
+
+
+def scale_tensors(weight: QuantizedTensor, shape: Sequence[int]) -> ScaleTensors:
+    """Return a weight's scales as its spec wants them stored.
+
+    Args:
+        weight: Its scales are rounded to that format already.
+        shape: What the kernel takes; the scales are broadcast to it.
+
+    Raises:
+        SchemeError: If the file cannot hold scales of that format.
+    """
+    params = weight.params
+    name = params.spec.scale_dtype
+    if name in _SCALES:
+        scale = np.broadcast_to(np.asarray(params.scale), shape)
+        return ScaleTensors(tensor(scale, _SCALES[name], "scale"))
+    second = weight.extra or {}
+    if name != "uint8" or "scale_codes" not in second:
+        raise SchemeError(
+            f"an ONNX file cannot hold scales in {name!r}; it takes float32, float16, bfloat16 or "
+            "uint8"
+        )
+    codes = np.broadcast_to(np.asarray(second["scale_codes"]), shape)
+    steps = np.asarray(second["scale_scale"]).reshape(-1, 1)
+    offsets = np.asarray(second["scale_offset"]).reshape(-1, 1)
+    return ScaleTensors(
+        tensor(codes, DataType.UINT8, "scale"),
+        tensor(steps, DataType.FLOAT, "scale_steps"),
+        tensor(offsets, DataType.FLOAT, "scale_offsets"),
+    )
+
+
 class WeightTensors(NamedTuple):
     """A weight as tensors: codes, scale, zero point, and the axis that scales go along."""
 
     codes: ir.TensorProtocol
-    scale: ir.TensorProtocol
+    scale: ScaleTensors
     zero_point: ir.TensorProtocol
     axis: int | None
 
@@ -87,7 +141,7 @@ def weight_tensors(
             axis = None if axis is None else 1 - axis
         return WeightTensors(
             tensor(codes, dtype, "codes"),
-            tensor(params.scale, DataType.FLOAT, "scale"),
+            scale_tensors(weight, np.shape(params.scale)),
             tensor(params.zero_point, dtype, "zero_point"),
             axis,
         )

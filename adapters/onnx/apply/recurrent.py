@@ -12,7 +12,8 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from .editing import Editor
 from .nodes import MS, Emitted
-from .packing import WeightTensors, cached, dtype_of, tensor
+from .packing import WeightTensors, cached, dtype_of, scale_tensors, tensor
+from .scales import shared_weight
 
 
 def _matrices(weight: QuantizedTensor) -> WeightTensors:
@@ -30,11 +31,10 @@ def _matrices(weight: QuantizedTensor) -> WeightTensors:
         shape = [directions]
         if params.axis is not None:
             shape.append(rows)
-        scale = np.broadcast_to(np.asarray(params.scale), shape)
         zero = np.broadcast_to(np.asarray(params.zero_point), shape)
         return WeightTensors(
             tensor(codes, dtype, "codes"),
-            tensor(scale, ir.DataType.FLOAT, "scale"),
+            scale_tensors(weight, shape),
             tensor(zero, dtype, "zero_point"),
             params.axis,
         )
@@ -54,7 +54,7 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     quantized = []
     for held, weight in zip(site.op.weights, weights, strict=True):
         matrices = _matrices(weight)
-        quantized.append(e.shared_weight(held.name, matrices))
+        quantized.append(shared_weight(e, held.name, matrices))
     (w, w_scale, w_zero), (r, r_scale, r_zero) = quantized
     # B, sequence_lens, initial_h, initial_c, P
     rest = [input_at(old, index) for index in range(3, 8)]

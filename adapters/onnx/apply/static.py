@@ -15,6 +15,7 @@ from .activations import CodesEditor
 from .integer_products import PRODUCTS, write_integer_product
 from .nodes import Emitted, dequantize_linear
 from .packing import bias_tensors, tensor, weight_tensors
+from .scales import shared_weight
 
 
 def write_static(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
@@ -88,7 +89,7 @@ def _dequantized_weight(
     packed = weight_tensors(weight)
     name = site.name
     node = dequantize_linear(
-        e.shared_weight(site.held.name, packed),
+        shared_weight(e, site.held.name, packed),
         name=f"{name}_weight_DequantizeLinear",
         result=f"{name}_weight",
         axis=packed.axis,

@@ -22,8 +22,9 @@ from octavo.core.values.graph import Weight
 
 from .editing import Editor
 from .nodes import MS, Emitted, dequantize_linear, without_trailing_gaps
-from .packing import cached, tensor, weight_tensors
+from .packing import ScaleTensors, cached, scale_tensors, tensor, weight_tensors
 from .repairs import add_repair
+from .scales import shared_scale, shared_weight
 
 
 def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
@@ -52,7 +53,7 @@ def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
         packed = weight_tensors(weight)
         name = f"{site.name}_weight_{offset}"
         decoded = dequantize_linear(
-            e.shared_weight(held.name, packed),
+            shared_weight(e, held.name, packed),
             name=f"{name}_DequantizeLinear",
             result=name,
             axis=packed.axis,
@@ -68,15 +69,15 @@ class _Blocks(NamedTuple):
     """A weight in blocks: packed codes, scales, and zero points where they are not the middle."""
 
     codes: TensorProtocol
-    scales: TensorProtocol
+    scales: ScaleTensors
     zeros: TensorProtocol | None
 
 
-def _blocks(
-    codes: np.ndarray, scales: np.ndarray, zero: np.ndarray, bits: int
-) -> _Blocks:
+def _blocks(codes: np.ndarray, zero: np.ndarray, weight: QuantizedTensor) -> _Blocks:
+    params = weight.params
+    bits = params.spec.bits
     packed_codes = _packed(codes, bits, "codes")
-    factors = tensor(scales, DataType.FLOAT, "scale")
+    factors = scale_tensors(weight, np.shape(params.scale))
     if _is_default_zero(bits, zero):
         return _Blocks(packed_codes, factors, None)
     packed_zeros = _packed(zero, bits, "zero")
@@ -95,8 +96,8 @@ def _is_default_zero(bits: int, zero: np.ndarray) -> bool:
     return bool(np.all(zero == middle))
 
 
-def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (codes, scales, zero points) as matrices (channels, ...).
+def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return (codes, zero points) as matrices (channels, ...).
 
     Codes and zero points are shifted to unsigned: the kernels know no signed codes.
     """
@@ -105,7 +106,6 @@ def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
     codes = np.asarray(weight.codes)
     if params.axis:
         codes = codes.T
-    scales = np.asarray(params.scale, np.float32)
     zero = np.asarray(params.zero_point)
     is_signed = not spec.dtype.startswith("u")
     if is_signed:
@@ -113,7 +113,7 @@ def _unsigned(weight: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarr
         # int16: the shifted codes of int8 go up to 255.
         codes = codes.astype(np.int16) + shift
         zero = zero + shift
-    return codes.astype(np.uint8), scales, zero.astype(np.uint8)
+    return codes.astype(np.uint8), zero.astype(np.uint8)
 
 
 def _block_size(name: str, weight: QuantizedTensor) -> int:
@@ -151,7 +151,7 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
     inputs = [
         e.current(x),
         e.shared(f"{held.name}_quantized", packed.codes),
-        e.shared(f"{held.name}_scale", packed.scales),
+        shared_scale(e, held.name, packed.scales),
         _shared_zeros(e, held.name, packed),
         None,  # g_idx, an order of the features; none here
         _shared_bias(e, site, params),
@@ -177,13 +177,12 @@ def _shared_bias(e: Editor, site: Site, params: OpParameters) -> Value | None:
 
 def _padded_blocks(weight: QuantizedTensor, block: int, features: int) -> _Blocks:
     """Return a weight in whole blocks, the last of which may go beyond the features."""
-    bits = weight.params.spec.bits
-    codes, scales, zero = _unsigned(weight)
-    rows, blocks = scales.shape
+    codes, zero = _unsigned(weight)
+    rows, blocks = zero.shape
     padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
     padded[:, :features] = codes
     stacked = padded.reshape(rows, blocks, block)
-    return _blocks(stacked, scales, zero, bits)
+    return _blocks(stacked, zero, weight)
 
 
 def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> Value | None:
@@ -200,14 +199,14 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> Node:
     weight, held, block = _operands(site, params)
     bits = weight.params.spec.bits
     packed: _Blocks = cached(
-        weight, "gather", lambda: _blocks(*_unsigned(weight), bits)
+        weight, "gather", lambda: _blocks(*_unsigned(weight), weight)
     )
     ids = site.node.inputs[1]
     assert ids is not None
     inputs = [
         e.shared(f"{held.name}_quantized", packed.codes),
         e.values[name_of(ids)],
-        e.shared(f"{held.name}_scale", packed.scales),
+        shared_scale(e, held.name, packed.scales),
         _shared_zeros(e, held.name, packed),
     ]
     attributes = {
