@@ -13,7 +13,7 @@ from .integer_products import PRODUCTS, write_integer_product
 from .nodes import Emitted
 from .packing import ScaleTensors, WeightTensors, tensor, weight_tensors
 from .recurrent import write_dynamic_lstm
-from .scales import shared_scale
+from .scales import shared_scale, shared_zero
 
 
 def write_dynamic(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:
@@ -32,8 +32,7 @@ def _write_convolution(
     """Write ``y = Cast(ConvInteger(x, w)) * (x_scale * w_scale) + bias``."""
     assert params.weight is not None
     weight = weight_tensors(params.weight)
-    is_symmetric = params.weight.params.spec.symmetric
-    product = _product(e, site, weight, x, is_symmetric=is_symmetric)
+    product = _product(e, site, weight, x)
     to_float = {"to": DataType.FLOAT.value}
     cast = node("Cast", product.outputs, to_float)
     weight_scale = _weight_scale(e, site, weight)
@@ -50,16 +49,14 @@ def _write_convolution(
     return Emitted(f"{site.name}_ConvInteger_0")
 
 
-def _product(
-    e: CodesEditor, site: Site, weight: WeightTensors, x: Codes, *, is_symmetric: bool
-) -> Node:
+def _product(e: CodesEditor, site: Site, weight: WeightTensors, x: Codes) -> Node:
     """Return the convolution of codes."""
     name = site.held.name
     codes = e.shared(f"{name}_quantized", weight.codes)
     inputs = [x.codes, codes, x.zero_point]
     # The kernel takes one zero point, not one a channel; one of 0 is left out.
-    if not is_symmetric:
-        zero = e.shared(f"{name}_zero", weight.zero_point)
+    zero = shared_zero(e, name, weight)
+    if zero is not None:
         inputs.append(zero)
     original = e.nodes[site.name]
     attributes = dict(original.attributes)

@@ -8,9 +8,9 @@ from octavo.adapters.onnx.describe.site import Site
 from octavo.core.contract.adapter import OpParameters
 
 from .activations import Codes, CodesEditor
-from .nodes import MS, Emitted
+from .nodes import MS, Emitted, without_trailing_gaps
 from .packing import weight_tensors
-from .scales import shared_scale
+from .scales import shared_scale, shared_zero
 
 PRODUCTS = ("linear", "batched_linear")
 """Op types that are written as a product of codes."""
@@ -28,11 +28,12 @@ def write_integer_product(
     tag = "kn" if is_transposed else ""
     codes = e.shared(f"{held.name}{tag}_quantized", weight.codes)
     scale = shared_scale(e, held.name, weight.scale)
-    zero = e.shared(f"{held.name}_zero", weight.zero_point)
+    zero = shared_zero(e, held.name, weight)
     inputs: list[ir.Value | None] = [x.codes, codes, x.scale, scale, x.zero_point, zero]
     bias = e.bias(site, params)
     if bias is not None:
         inputs.append(e.float_bias(site, bias))
-    product = ir.node("MatMulIntegerToFloat", inputs, domain=MS)
+    given = without_trailing_gaps(inputs)
+    product = ir.node("MatMulIntegerToFloat", given, domain=MS)
     e.replace(site, [product], until=site.before_activation)
     return Emitted(site.name)

@@ -59,7 +59,8 @@ def dequantize_linear(
 ) -> Node:
     """Make a DequantizeLinear of codes, scale and zero point; its result is float32."""
     attributes = {"axis": axis} if axis is not None else None
-    node = ir.node("DequantizeLinear", inputs, attributes, domain=domain, name=name)
+    given = without_trailing_gaps(inputs)
+    node = ir.node("DequantizeLinear", given, attributes, domain=domain, name=name)
     declare(node.outputs[0], result, DataType.FLOAT)
     return node
 

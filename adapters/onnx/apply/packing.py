@@ -113,12 +113,25 @@ def scale_tensors(weight: QuantizedTensor, shape: Sequence[int]) -> ScaleTensors
 
 
 class WeightTensors(NamedTuple):
-    """A weight as tensors: codes, scale, zero point, and the axis that scales go along."""
+    """A weight as tensors: codes, scale, zero point, and the axis that scales go along.
+
+    Without a zero point it is 0.
+    """
 
     codes: ir.TensorProtocol
     scale: ScaleTensors
-    zero_point: ir.TensorProtocol
+    zero_point: ir.TensorProtocol | None
     axis: int | None
+
+
+def zero_tensor(weight: QuantizedTensor) -> ir.TensorProtocol | None:
+    """Return a weight's zero points; None where its spec says that they are 0."""
+    params = weight.params
+    spec = params.spec
+    is_signed = not spec.dtype.startswith("u")
+    if spec.symmetric and is_signed:
+        return None
+    return tensor(params.zero_point, dtype_of(spec.dtype), "zero_point")
 
 
 def weight_tensors(
@@ -142,7 +155,7 @@ def weight_tensors(
         return WeightTensors(
             tensor(codes, dtype, "codes"),
             scale_tensors(weight, np.shape(params.scale)),
-            tensor(params.zero_point, dtype, "zero_point"),
+            zero_tensor(weight),
             axis,
         )
 

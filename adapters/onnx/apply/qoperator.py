@@ -17,7 +17,7 @@ from onnx_ir import DataType, Graph, Model, Node, Value
 from onnx_ir.passes import common as passes
 
 from octavo.adapters.onnx.describe.carriers import CARRIERS
-from octavo.adapters.onnx.prepare.constants import drop_unused_initializers
+from octavo.adapters.onnx.prepare.constants import drop_unused_initializers, register
 from octavo.adapters.onnx.prepare.patterns import (
     input_at,
     is_standard,
@@ -28,20 +28,28 @@ from octavo.adapters.onnx.prepare.scopes import owner, walk
 
 from .finishing import import_runtime_domain
 from .nodes import MS, declare_like, swap_names, without_trailing_gaps
+from .packing import tensor
 
 _BYTES = (DataType.UINT8, DataType.INT8)
+
+_ZERO = "octavo/int8_zero_point"
+"""Name of the zero point that signed bytes share."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Operand:
-    """A quantized value: codes with their scale and zero point (None for int32 biases)."""
+    """A quantized value: codes with their scale and zero point (None where it is 0)."""
 
     codes: Value
     scale: Value
     zero: Value | None
 
     def triple(self) -> list[Value | None]:
-        return [self.codes, self.scale, self.zero]
+        """Return what integer operators take, most of which want a zero point in any case."""
+        zero = self.zero
+        if zero is None and self.codes.dtype == DataType.INT8:
+            zero = _zero_beside(self.codes)
+        return [self.codes, self.scale, zero]
 
     @property
     def is_bytes(self) -> bool:
@@ -174,6 +182,15 @@ def _begins_at_zero(quantizer: Node) -> bool:
     held = zero.const_value.numpy()
     lowest = np.iinfo(held.dtype).min
     return bool(np.all(held == lowest))
+
+
+def _zero_beside(codes: Value) -> Value:
+    """Return the zero point 0, one number for all signed bytes of a graph that have none."""
+    graph = codes.graph
+    assert isinstance(graph, Graph)
+    if _ZERO not in graph.initializers:
+        register(graph, _ZERO, tensor(0, DataType.INT8, _ZERO))
+    return graph.initializers[_ZERO]
 
 
 def _product(

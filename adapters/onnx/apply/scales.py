@@ -33,13 +33,19 @@ def shared_scale(e: Editor, name: str, scales: ScaleTensors) -> Value:
     return e.computed(stored, lambda: _in_float(e, name, stored, scales))
 
 
-def shared_weight(e: Editor, name: str, weight: WeightTensors) -> list[Value]:
+def shared_weight(e: Editor, name: str, weight: WeightTensors) -> list[Value | None]:
     """Register a weight's codes, scale and zero point, as :meth:`.Editor.shared` does."""
     return [
         e.shared(f"{name}_quantized", weight.codes),
         shared_scale(e, name, weight.scale),
-        e.shared(f"{name}_zero", weight.zero_point),
+        shared_zero(e, name, weight),
     ]
+
+
+def shared_zero(e: Editor, name: str, weight: WeightTensors) -> Value | None:
+    """Register a weight's zero points; None where they are 0."""
+    zero = weight.zero_point
+    return None if zero is None else e.shared(f"{name}_zero", zero)
 
 
 def _in_float(e: Editor, name: str, stored: Value, scales: ScaleTensors) -> Value:
