@@ -13,7 +13,7 @@ from .integer_products import PRODUCTS, write_integer_product
 from .nodes import Emitted
 from .packing import ScaleTensors, WeightTensors, tensor, weight_tensors
 from .recurrent import write_dynamic_lstm
-from .scales import shared_scale, shared_zero
+from .widening import shared_scale, shared_zero
 
 
 def write_dynamic(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:

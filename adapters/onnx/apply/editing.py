@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ from octavo.adapters.onnx.prepare.constants import register
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import free_name, owner, scopes, walk
 from octavo.core.contract.adapter import OpParameters
+from octavo.core.numerics.tensor import QuantizedTensor
 
 from .nodes import declare_like, swap_names
 from .packing import tensor
@@ -72,6 +74,18 @@ class Editor:
             held = tensor(array, dtype, prefix)
             self._scalars[key] = self.initializer(f"{prefix}_{made}", held)
         return self._scalars[key]
+
+    def is_table(self, weight: QuantizedTensor) -> bool:
+        """Return whether a look-up reads a quantized weight."""
+        return id(weight) in self._tables
+
+    @cached_property
+    def _tables(self) -> frozenset[int]:
+        tables = []
+        for name, given in self.parameters.items():
+            if self.sites.sites[name].kind == "embedding":
+                tables.append(id(given.weight))
+        return frozenset(tables)
 
     def initializer(self, name: str, held: ir.TensorProtocol) -> Value:
         """Register a tensor under a free name."""

@@ -10,7 +10,7 @@ from octavo.core.contract.adapter import OpParameters
 from .activations import Codes, CodesEditor
 from .nodes import MS, Emitted, without_trailing_gaps
 from .packing import weight_tensors
-from .scales import shared_scale, shared_zero
+from .widening import shared_scale, shared_zero
 
 PRODUCTS = ("linear", "batched_linear")
 """Op types that are written as a product of codes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,11 +65,13 @@ class ScaleTensors(NamedTuple):
         stored: The scales in their own format; of two-level scales their uint8 codes.
         steps: Of two-level scales, what a code counts in each block, float32 (blocks, 1).
         offsets: Of two-level scales, what code 0 stands for in each block, float32 (blocks, 1).
+        shape: What the kernel takes; the scales are broadcast to it. None where it is their own.
     """
 
     stored: ir.TensorProtocol
     steps: ir.TensorProtocol | None = None
     offsets: ir.TensorProtocol | None = None
+    shape: tuple[int, ...] | None = None
 
 
 _SCALES = {
@@ -81,12 +83,8 @@ _SCALES = {
 """A spec's ``scale_dtype`` -> the type of a tensor."""
 
 
-def scale_tensors(weight: QuantizedTensor, shape: Sequence[int]) -> ScaleTensors:
-    """Return a weight's scales as its spec wants them stored.
-
-    Args:
-        weight: Its scales are rounded to that format already.
-        shape: What the kernel takes; the scales are broadcast to it.
+def scale_tensors(weight: QuantizedTensor) -> ScaleTensors:
+    """Return a weight's scales as its spec wants them stored; they are rounded to that already.
 
     Raises:
         SchemeError: If the file cannot hold scales of that format.
@@ -94,19 +92,17 @@ def scale_tensors(weight: QuantizedTensor, shape: Sequence[int]) -> ScaleTensors
     params = weight.params
     name = params.spec.scale_dtype
     if name in _SCALES:
-        scale = np.broadcast_to(np.asarray(params.scale), shape)
-        return ScaleTensors(tensor(scale, _SCALES[name], "scale"))
+        return ScaleTensors(tensor(params.scale, _SCALES[name], "scale"))
     second = weight.extra or {}
     if name != "uint8" or "scale_codes" not in second:
         raise SchemeError(
             f"an ONNX file cannot hold scales in {name!r}; it takes float32, float16, bfloat16 or "
             "uint8"
         )
-    codes = np.broadcast_to(np.asarray(second["scale_codes"]), shape)
     steps = np.asarray(second["scale_scale"]).reshape(-1, 1)
     offsets = np.asarray(second["scale_offset"]).reshape(-1, 1)
     return ScaleTensors(
-        tensor(codes, DataType.UINT8, "scale"),
+        tensor(second["scale_codes"], DataType.UINT8, "scale"),
         tensor(steps, DataType.FLOAT, "scale_steps"),
         tensor(offsets, DataType.FLOAT, "scale_offsets"),
     )
@@ -154,7 +150,7 @@ def weight_tensors(
             axis = None if axis is None else 1 - axis
         return WeightTensors(
             tensor(codes, dtype, "codes"),
-            scale_tensors(weight, np.shape(params.scale)),
+            scale_tensors(weight),
             zero_tensor(weight),
             axis,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx_ir as ir
 
@@ -12,8 +14,8 @@ from octavo.core.numerics.tensor import QuantizedTensor
 
 from .editing import Editor
 from .nodes import MS, Emitted
-from .packing import WeightTensors, cached, dtype_of, scale_tensors, tensor
-from .scales import shared_weight
+from .packing import WeightTensors, cached, dtype_of, scale_tensors, tensor, zero_tensor
+from .widening import shared_weight
 
 
 def _matrices(weight: QuantizedTensor) -> WeightTensors:
@@ -31,16 +33,25 @@ def _matrices(weight: QuantizedTensor) -> WeightTensors:
         shape = [directions]
         if params.axis is not None:
             shape.append(rows)
-        zero = np.broadcast_to(np.asarray(params.zero_point), shape)
+        zero = zero_tensor(weight)
+        if zero is not None:
+            spread = np.broadcast_to(np.asarray(params.zero_point), shape)
+            zero = tensor(spread, dtype, "zero_point")
         return WeightTensors(
             tensor(codes, dtype, "codes"),
-            scale_tensors(weight, shape),
-            tensor(zero, dtype, "zero_point"),
+            scale_tensors(weight)._replace(shape=tuple(shape)),
+            zero,
             params.axis,
         )
 
     found: WeightTensors = cached(weight, "recurrent", make)
     return found
+
+
+@cache
+def _zeros(directions: int) -> ir.TensorProtocol:
+    """Return zero points of 0, one tensor for all layers of a model."""
+    return tensor(np.zeros(directions), ir.DataType.INT8, "zero")
 
 
 def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
@@ -55,7 +66,12 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     for held, weight in zip(site.op.weights, weights, strict=True):
         matrices = _matrices(weight)
         quantized.append(shared_weight(e, held.name, matrices))
-    (w, w_scale, w_zero), (r, r_scale, r_zero) = quantized
+    # The kernel asks for zero points: where they are 0, one for each direction will do.
+    zeros = _zeros(params.weight.shape[0])
+    nothing = e.shared("int8_zero", zeros)
+    (w, w_scale, w_zero), (r, r_scale, r_zero) = [
+        (codes, scale, zero or nothing) for codes, scale, zero in quantized
+    ]
     # B, sequence_lens, initial_h, initial_c, P
     rest = [input_at(old, index) for index in range(3, 8)]
     inputs = [old.inputs[0], w, r, *rest, w_scale, w_zero, r_scale, r_zero]

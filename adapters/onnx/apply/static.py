@@ -15,7 +15,7 @@ from .activations import CodesEditor
 from .integer_products import PRODUCTS, write_integer_product
 from .nodes import Emitted, dequantize_linear
 from .packing import bias_tensors, tensor, weight_tensors
-from .scales import shared_weight
+from .widening import shared_weight
 
 
 def write_static(e: CodesEditor, site: Site, params: OpParameters) -> Emitted:

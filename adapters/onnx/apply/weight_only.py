@@ -6,6 +6,7 @@ ContribOperators.md.
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from .editing import Editor
 from .nodes import MS, Emitted, dequantize_linear, without_trailing_gaps
 from .packing import ScaleTensors, cached, scale_tensors, tensor, weight_tensors
 from .repairs import add_repair
-from .scales import shared_scale, shared_weight
+from .widening import shared_blocks, shared_scale, shared_weight
 
 
 def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
@@ -73,11 +74,12 @@ class _Blocks(NamedTuple):
     zeros: TensorProtocol | None
 
 
-def _blocks(codes: np.ndarray, zero: np.ndarray, weight: QuantizedTensor) -> _Blocks:
-    params = weight.params
-    bits = params.spec.bits
+def _blocks(weight: QuantizedTensor) -> _Blocks:
+    """Return a weight's tensors: uint8 (rows, bytes) each, scales (rows, blocks)."""
+    codes, zero = _unsigned(weight)
+    bits = weight.params.spec.bits
     packed_codes = _packed(codes, bits, "codes")
-    factors = scale_tensors(weight, np.shape(params.scale))
+    factors = scale_tensors(weight)
     if _is_default_zero(bits, zero):
         return _Blocks(packed_codes, factors, None)
     packed_zeros = _packed(zero, bits, "zero")
@@ -144,13 +146,14 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
     """
     weight, held, block = _operands(site, params)
     features = held.shape[1 - held.channel_axis]
-    packed: _Blocks = cached(
-        weight, "nbits", lambda: _padded_blocks(weight, block, features)
-    )
+    outputs = held.shape[held.channel_axis]
+    bits = weight.params.spec.bits
+    packed: _Blocks = cached(weight, "blocks", lambda: _blocks(weight))
+    whole = (outputs, -(-features // block), block * bits // 8)
     x = name_of(site.input_value(0))
     inputs = [
         e.current(x),
-        e.shared(f"{held.name}_quantized", packed.codes),
+        _codes_in_blocks(e, held.name, weight, whole),
         shared_scale(e, held.name, packed.scales),
         _shared_zeros(e, held.name, packed),
         None,  # g_idx, an order of the features; none here
@@ -159,8 +162,8 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
     is_dynamic = params.scheme.mode == "dynamic"
     attributes = {
         "K": features,
-        "N": held.shape[held.channel_axis],
-        "bits": weight.params.spec.bits,
+        "N": outputs,
+        "bits": bits,
         "block_size": block,
         "accuracy_level": 4 if is_dynamic else 0,
     }
@@ -168,21 +171,27 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
     return ir.node("MatMulNBits", given, attributes, domain=MS)
 
 
+def _codes_in_blocks(
+    e: Editor, name: str, weight: QuantizedTensor, shape: tuple[int, int, int]
+) -> Value:
+    """Return a weight's codes as MatMulNBits takes them: (rows, blocks, bytes of a block)."""
+    packed: _Blocks = cached(weight, "blocks", lambda: _blocks(weight))
+    is_whole = packed.codes.nbytes == prod(shape)
+    # A table of the same codes takes them by row: one tensor of the file serves both.
+    if not is_whole or e.is_table(weight):
+        return shared_blocks(e, name, packed.codes, shape)
+    codes = packed.codes.numpy()
+    stacked = cached(
+        weight, "stacked", lambda: tensor(codes.reshape(shape), DataType.UINT8, "codes")
+    )
+    return e.shared(f"{name}_quantized", stacked)
+
+
 def _shared_bias(e: Editor, site: Site, params: OpParameters) -> Value | None:
     bias = e.bias(site, params)
     if bias is None:
         return None
     return e.float_bias(site, bias)
-
-
-def _padded_blocks(weight: QuantizedTensor, block: int, features: int) -> _Blocks:
-    """Return a weight in whole blocks, the last of which may go beyond the features."""
-    codes, zero = _unsigned(weight)
-    rows, blocks = zero.shape
-    padded = np.repeat(zero, block, axis=1)  # codes beyond the last feature stand for 0
-    padded[:, :features] = codes
-    stacked = padded.reshape(rows, blocks, block)
-    return _blocks(stacked, zero, weight)
 
 
 def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> Value | None:
@@ -198,9 +207,7 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> Node:
     """
     weight, held, block = _operands(site, params)
     bits = weight.params.spec.bits
-    packed: _Blocks = cached(
-        weight, "gather", lambda: _blocks(*_unsigned(weight), weight)
-    )
+    packed: _Blocks = cached(weight, "blocks", lambda: _blocks(weight))
     ids = site.node.inputs[1]
     assert ids is not None
     inputs = [

@@ -127,7 +127,7 @@ def _widen(node: Node, at: int, zero_at: int, made: dict[Value, Value]) -> bool:
     length = max(len(node.inputs), zero_at + 1)
     node.resize_inputs(length)
     node.replace_input_with(at, made[weight])
-    moved = _middle(weight) if zero is None else made[zero]
+    moved = _middle(weight, node) if zero is None else made[zero]
     node.replace_input_with(zero_at, moved)
     return True
 
@@ -146,9 +146,15 @@ def _out_of_reach(value: Value) -> bool:
     return lowest < -REACH or highest > REACH
 
 
-def _middle(weight: Value) -> Value:
+def _middle(weight: Value, node: Node) -> Value:
     """Return the zero point 128 for a weight that had none, which means 0."""
-    middle = np.full((), _MIDDLE, np.uint8)
+    shape: tuple[int, ...] = ()
+    if node.op_type == "DequantizeLinear":
+        # It takes as many zero points as scales; integer products take one for all.
+        scale = input_at(node, 1)
+        assert scale is not None and scale.shape is not None
+        shape = tuple(scale.shape.numpy())
+    middle = np.full(shape, _MIDDLE, np.uint8)
     return _held(weight, f"{weight.name}_middle", middle)
 
 

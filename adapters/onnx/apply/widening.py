@@ -1,4 +1,4 @@
-"""Scales in a format of their own, written back to float32 before a kernel reads them.
+"""What the file holds in fewer bytes than a kernel reads, and the runtime widens as it loads it.
 
 ONNX Runtime's kernels take scales in the type of the activations alone (MatMulNBits of 1.32: "Type
 parameter (T1) bound to different types"). What is written here reads constants only: the runtime
@@ -8,6 +8,7 @@ computes it once, when it loads the model, and runs the kernel that it runs for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import onnx_ir as ir
 from onnx_ir import DataType, Node, Value
@@ -28,7 +29,8 @@ def shared_scale(e: Editor, name: str, scales: ScaleTensors) -> Value:
         scales: As the file is to hold them.
     """
     stored = e.shared(f"{name}_scale", scales.stored)
-    if stored.dtype == DataType.FLOAT:
+    is_plain = stored.dtype == DataType.FLOAT
+    if is_plain and scales.shape in (None, tuple(scales.stored.shape.numpy())):
         return stored
     return e.computed(stored, lambda: _in_float(e, name, stored, scales))
 
@@ -48,25 +50,60 @@ def shared_zero(e: Editor, name: str, weight: WeightTensors) -> Value | None:
     return None if zero is None else e.shared(f"{name}_zero", zero)
 
 
+def shared_blocks(
+    e: Editor, name: str, codes: ir.TensorProtocol, shape: tuple[int, int, int]
+) -> Value:
+    """Return packed codes in whole blocks.
+
+    Where the last block of a row is short, the file holds no more than there is.
+
+    Args:
+        e: The graph.
+        name: The weight's.
+        codes: uint8 (rows, bytes).
+        shape: What the kernel takes: (rows, blocks, bytes of a block). It reads none of what fills
+            the last block, which stands for features that the input has not.
+    """
+    stored = e.shared(f"{name}_quantized", codes)
+    rows, blocks, size = shape
+    missing = blocks * size - codes.shape.numpy()[1]
+
+    def whole() -> Value:
+        steps = _Steps(stored)
+        filled = stored
+        if missing:
+            filled = steps.add("Pad", stored, steps.whole([0, 0, 0, missing]))
+        turned = steps.add("Reshape", filled, steps.whole([rows, blocks, size]))
+        return steps.result(e, turned, shape)
+
+    return e.computed(stored, whole)
+
+
 def _in_float(e: Editor, name: str, stored: Value, scales: ScaleTensors) -> Value:
     """Write the nodes that widen stored scales; return their result."""
     steps = _Steps(stored)
-    wide = steps.add("Cast", stored, to=DataType.FLOAT.value)
+    wide = stored
+    shape = scales.stored.shape.numpy()
+    if stored.dtype != DataType.FLOAT:
+        wide = steps.add("Cast", stored, to=DataType.FLOAT.value)
     if scales.steps is not None and scales.offsets is not None:
         step = e.shared(f"{name}_scale_steps", scales.steps)
         offset = e.shared(f"{name}_scale_offsets", scales.offsets)
-        wide = _of_two_levels(steps, wide, step, offset)
-    steps.place_first(e)
-    return wide
+        wide = _of_two_levels(steps, wide, step, offset, shape)
+    if scales.shape is not None:
+        shape = scales.shape
+        wide = steps.add("Expand", wide, steps.whole(shape))
+    return steps.result(e, wide, shape)
 
 
-def _of_two_levels(steps: _Steps, codes: Value, step: Value, offset: Value) -> Value:
+def _of_two_levels(
+    steps: _Steps, codes: Value, step: Value, offset: Value, shape: Sequence[int]
+) -> Value:
     """Return ``codes * step + offset``, each block of codes by its own.
 
     The same two operations in float32 that the core rounds with: the result is equal to the bit.
     """
-    shape = steps.shape
-    count = shape[0] * shape[1] if len(shape) == 2 else shape[0]
+    count = prod(shape)
     if count <= DOUBLE_BLOCK:
         # One block for all: its numbers broadcast.
         return steps.add("Add", steps.add("Mul", codes, step), offset)
@@ -83,25 +120,23 @@ def _of_two_levels(steps: _Steps, codes: Value, step: Value, offset: Value) -> V
 
 
 class _Steps:
-    """Nodes in the order in which they are made, named after the scales that they widen.
+    """Nodes in the order in which they are made, named after the constant that they widen.
 
     Args:
-        stored: The scales, an initializer.
-
-    Attributes:
-        nodes: What was made.
-        shape: Of the scales.
+        stored: The constant, an initializer.
     """
 
     def __init__(self, stored: Value) -> None:
-        assert stored.const_value is not None
-        self.nodes: list[Node] = []
-        self.shape = list(stored.const_value.shape.numpy())
+        self._nodes: list[Node] = []
         self._name = stored.name
 
-    def add(self, op_type: str, *inputs: Value, **attributes: int) -> Value:
-        """Make a node; return its result, in float32."""
-        return self._made(ir.node(op_type, inputs, attributes or None), DataType.FLOAT)
+    def add(self, op_type: str, first: Value, *rest: Value, **attributes: int) -> Value:
+        """Make a node; return its result, of the type of ``first`` unless it is cast."""
+        node = ir.node(op_type, [first, *rest], attributes or None)
+        to = attributes.get("to")
+        dtype = first.dtype if to is None else DataType(to)
+        assert dtype is not None
+        return self._made(node, dtype)
 
     def whole(self, numbers: Sequence[int]) -> Value:
         """Return whole numbers, as a node's attribute: they are no tensor of the file."""
@@ -109,11 +144,14 @@ class _Steps:
         return self._made(node, DataType.INT64)
 
     def _made(self, node: Node, dtype: DataType) -> Value:
-        node.name = f"{self._name}_widened_{len(self.nodes)}"
-        self.nodes.append(node)
+        node.name = f"{self._name}_widened_{len(self._nodes)}"
+        self._nodes.append(node)
         return declare(node.outputs[0], f"{node.name}_output", dtype)
 
-    def place_first(self, e: Editor) -> None:
-        """Put the nodes before all others of the main graph, where bodies read their result too."""
+    def result(self, e: Editor, value: Value, shape: Sequence[int]) -> Value:
+        """Put the nodes before all others of the main graph, where bodies read them too; return
+        the value that they end in, of a shape."""
+        value.shape = ir.Shape(shape)
         first = e.graph[0]
-        e.graph.insert_before(first, self.nodes)
+        e.graph.insert_before(first, self._nodes)
+        return value
