@@ -141,11 +141,24 @@ def _double(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
     steps = step[:, None]
     whole = xp.round((blocks - offsets) / steps)
     codes = xp.clip(whole, 0, 255)
-    restored = codes * steps + offsets
     kept = xp.astype(_out_of_blocks(codes, scale), xp.uint8)
     second = {"scale_codes": kept, "scale_scale": step, "scale_offset": low}
-    rounded = replace(params, scale=_out_of_blocks(restored, scale))
+    rounded = replace(params, scale=restored_scale(kept, step, low))
     return rounded, second
+
+
+def restored_scale(codes: Array, step: Array, offset: Array) -> Array:
+    """Return the scales that 8-bit codes of a second level stand for, float32, same shape.
+
+    Args:
+        codes: ``scale_codes`` of a quantized tensor, uint8.
+        step: ``scale_scale``: one for each block of 256 codes.
+        offset: ``scale_offset``, likewise.
+    """
+    xp = array_namespace(codes, step)
+    blocks = _in_blocks(xp.astype(codes, xp.float32))
+    restored = blocks * step[:, None] + offset[:, None]
+    return _out_of_blocks(restored, codes)
 
 
 def _in_blocks(scale: Array) -> Array:

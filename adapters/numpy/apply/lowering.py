@@ -115,9 +115,11 @@ class _Lowering:
         table, indices = node.inputs
         rows, inputs, prefix = self._packed_rows(node, given, table, 0)
         features = given.weight.shape[1]
-        attributes = {"bits": rows.bits, "columns": rows.columns, "features": features}
+        stored, levels = inputs[:4], inputs[4:]
         unpack = node.with_(
-            op="octavo.DequantizeRows", inputs=(*inputs, indices), attributes=attributes
+            op="octavo.DequantizeRows",
+            inputs=(*stored, indices, *levels),
+            attributes={**rows.attributes, "features": features},
         )
         dtype = self._dtype(table)
         if given.weight.repair is None:
@@ -140,8 +142,7 @@ class _Lowering:
         value = f"{prefix}.float"
         if value not in self._written:
             attributes = {
-                "bits": rows.bits,
-                "columns": rows.columns,
+                **rows.attributes,
                 "shape": given.weight.shape,
                 "axis": axis,
             }
@@ -210,9 +211,15 @@ class _Lowering:
             self._constant(f"{prefix}.codes", rows.codes),
             self._constant(f"{prefix}.scale", rows.scale),
             self._constant(f"{prefix}.zero_point", rows.zero),
-            self._constant(f"{prefix}.table", rows.table),
+            "",  # the table of the codes' numbers, which files of format 1 hold
         )
-        return rows, inputs, prefix
+        if rows.steps is None:
+            return rows, inputs, prefix
+        levels = (
+            self._constant(f"{prefix}.scale_steps", rows.steps),
+            self._constant(f"{prefix}.scale_offsets", rows.offsets),
+        )
+        return rows, (*inputs, *levels), prefix
 
     def _dtype(self, name: str) -> str:
         return self._graph.initializers[name].dtype.name

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from octavo.adapters.numpy.graph import Array
 from octavo.core.numerics.affine import QuantParams
-from octavo.core.numerics.codec import decode
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.packing import pack as pack_bits
 from octavo.core.numerics.tensor import QuantizedTensor
-from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import block_shape, is_grouped
 
 
@@ -23,7 +23,7 @@ class PackedWeight:
     Attributes:
         codes: As the kernel reads them.
         scale: float32.
-        zero: int16; None where all are zero.
+        zero: Of the codes' type; None where all are zero.
     """
 
     codes: Array
@@ -52,8 +52,10 @@ def pack(weight: QuantizedTensor, layout: str) -> PackedWeight:
 
 def _zero_points(params: QuantParams) -> Array | None:
     zero = np.asarray(params.zero_point)
-    # int16 holds those of uint8, and an operator without them has nothing to take off.
-    return zero.astype(np.int16) if zero.any() else None
+    # An operator without them has nothing to take off.
+    if not zero.any() and params.spec.symmetric:
+        return None
+    return zero.astype(np.uint8 if params.spec.dtype.startswith("u") else np.int8)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,43 +64,47 @@ class PackedRows:
 
     Attributes:
         codes: uint8, (rows, bytes).
-        scale: float32.
-        zero: int16; None where all are zero.
-        table: The number that each code stands for, float32.
-        bits: Width of a code.
-        columns: Neighbours that share a scale; 0 for a whole row.
+        scale: As the file holds them: float32, float16, the upper halves of float32 as uint16
+            (bfloat16, which NumPy has not), or uint8 codes over a second level.
+        zero: Packed as codes are, one row for each of the weight's; None where all are zero.
+        steps: float32 of the second level, one for each block; None where there is none.
+        offsets: float32 of the second level.
+        attributes: What an operator has to know to read them.
     """
 
     codes: Array
     scale: Array
     zero: Array | None
-    table: Array
-    bits: int
-    columns: int
+    steps: Array | None
+    offsets: Array | None
+    attributes: Mapping[str, Any]
 
 
 def pack_rows(weight: QuantizedTensor, axis: int) -> PackedRows:
     """Pack a weight at its bit width, row by row; rows are its channels along ``axis``."""
     params = weight.params
     spec = params.spec
-    codes = np.asarray(to_matrix(weight.codes, axis))
-    return PackedRows(
-        np.asarray(pack_bits(codes, spec.bits)),
-        np.asarray(params.scale, np.float32),
-        _zero_points(params),
-        _table(spec, is_signed=codes.dtype == np.int8),
-        spec.bits,
-        block_shape(spec)[1] if is_grouped(spec) else 0,
-    )
-
-
-def _table(spec: QuantSpec, *, is_signed: bool) -> Array:
-    """Return the number of each bit pattern of a code, before zero point and scale."""
-    patterns = np.arange(2**spec.bits, dtype=np.uint8)
-    if is_signed:
-        # Two's complement: flipping the sign bit and taking it off reads the same bits with a sign.
-        sign = 1 << spec.bits - 1
-        patterns = ((patterns.astype(np.int16) ^ sign) - sign).astype(np.int8)
-    per_tensor = spec.model_copy(update={"granularity": "tensor"})
-    unit = QuantParams(np.ones((), np.float32), np.zeros((), np.int32), per_tensor)
-    return np.asarray(decode(patterns, unit), np.float32)
+    attributes: dict[str, Any] = {
+        "bits": spec.bits,
+        "columns": block_shape(spec)[1] if is_grouped(spec) else 0,
+        "dtype": spec.dtype,
+    }
+    scale = np.asarray(params.scale, np.float32)
+    steps = offsets = None
+    if spec.scale_dtype == "float16":
+        scale = scale.astype(np.float16)
+    elif spec.scale_dtype == "bfloat16":
+        # The scales are rounded already: their lower halves are zero.
+        scale = (scale.view(np.uint32) >> 16).astype(np.uint16)
+        attributes["scale_dtype"] = "bfloat16"
+    elif spec.scale_dtype == "uint8":
+        assert weight.extra is not None
+        scale = np.asarray(weight.extra["scale_codes"])
+        steps = np.asarray(weight.extra["scale_scale"])
+        offsets = np.asarray(weight.extra["scale_offset"])
+        attributes["scale_dtype"] = "uint8"
+    zero = _zero_points(params)
+    if zero is not None:
+        zero = np.asarray(pack_bits(np.atleast_1d(zero), spec.bits))
+    codes = np.asarray(pack_bits(to_matrix(weight.codes, axis), spec.bits))
+    return PackedRows(codes, scale, zero, steps, offsets, attributes)

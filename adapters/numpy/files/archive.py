@@ -19,7 +19,16 @@ from octavo.adapters.numpy.kernels.casting import dtype_of
 from octavo.core.errors import ModelError
 from octavo.core.values.graph import InputInfo
 
-FORMAT = 1
+FORMAT = 2
+"""What is written.
+
+Since 2, weights in codes have scales in the format of their spec and zero points packed at the
+codes' width, and no table of what codes stand for.
+"""
+
+READ = (1, 2)
+"""What is read."""
+
 _ALIGN = 16  # bytes; arrays are read as views of the data
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal models are equal files
 
@@ -50,9 +59,9 @@ def load_graph(path: Path) -> tuple[Graph, dict[str, Any]]:
         with np.load(path, allow_pickle=False) as archive:
             table = json.loads(archive["graph.json"])
             data = archive["data"]
-        if table["format"] != FORMAT:
+        if table["format"] not in READ:
             raise ModelError(
-                f"{path} is written in format {table['format']}; this octavo reads format "
+                f"{path} is written in format {table['format']}; this octavo reads formats 1 to "
                 f"{FORMAT}. Upgrade octavo"
             )
         arrays = [_array(row, data) for row in table["arrays"]]

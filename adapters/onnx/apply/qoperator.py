@@ -33,7 +33,7 @@ from .packing import tensor
 _BYTES = (DataType.UINT8, DataType.INT8)
 
 _ZERO = "octavo/int8_zero_point"
-"""Name of the zero point that signed bytes share."""
+"""How names of zero points begin that signed bytes share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class _Operand:
         """Return what integer operators take, most of which want a zero point in any case."""
         zero = self.zero
         if zero is None and self.codes.dtype == DataType.INT8:
-            zero = _zero_beside(self.codes)
+            zero = _zero_beside(self.codes, self.scale)
         return [self.codes, self.scale, zero]
 
     @property
@@ -184,13 +184,18 @@ def _begins_at_zero(quantizer: Node) -> bool:
     return bool(np.all(held == lowest))
 
 
-def _zero_beside(codes: Value) -> Value:
-    """Return the zero point 0, one number for all signed bytes of a graph that have none."""
+def _zero_beside(codes: Value, scale: Value) -> Value:
+    """Return zero points of 0 as many as scales, one tensor for all of a graph that need so many.
+
+    QLinearConv would take one for all, QGemm does not.
+    """
     graph = codes.graph
-    assert isinstance(graph, Graph)
-    if _ZERO not in graph.initializers:
-        register(graph, _ZERO, tensor(0, DataType.INT8, _ZERO))
-    return graph.initializers[_ZERO]
+    assert isinstance(graph, Graph) and scale.shape is not None
+    shape = scale.shape.numpy()
+    name = "_".join((_ZERO, *map(str, shape)))
+    if name not in graph.initializers:
+        register(graph, name, tensor(np.zeros(shape), DataType.INT8, name))
+    return graph.initializers[name]
 
 
 def _product(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import onnx_ir as ir
 
@@ -48,12 +46,6 @@ def _matrices(weight: QuantizedTensor) -> WeightTensors:
     return found
 
 
-@cache
-def _zeros(directions: int) -> ir.TensorProtocol:
-    """Return zero points of 0, one tensor for all layers of a model."""
-    return tensor(np.zeros(directions), ir.DataType.INT8, "zero")
-
-
 def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     """Put DynamicQuantizeLSTM in the place of an LSTM.
 
@@ -65,13 +57,8 @@ def write_dynamic_lstm(e: Editor, site: Site, params: OpParameters) -> Emitted:
     quantized = []
     for held, weight in zip(site.op.weights, weights, strict=True):
         matrices = _matrices(weight)
-        quantized.append(shared_weight(e, held.name, matrices))
-    # The kernel asks for zero points: where they are 0, one for each direction will do.
-    zeros = _zeros(params.weight.shape[0])
-    nothing = e.shared("int8_zero", zeros)
-    (w, w_scale, w_zero), (r, r_scale, r_zero) = [
-        (codes, scale, zero or nothing) for codes, scale, zero in quantized
-    ]
+        quantized.append(shared_weight(e, held.name, matrices, asks_for_zero=True))
+    (w, w_scale, w_zero), (r, r_scale, r_zero) = quantized
     # B, sequence_lens, initial_h, initial_c, P
     rest = [input_at(old, index) for index in range(3, 8)]
     inputs = [old.inputs[0], w, r, *rest, w_scale, w_zero, r_scale, r_zero]

@@ -88,8 +88,11 @@ def _dequantized_weight(
 ) -> ir.Value:
     packed = weight_tensors(weight)
     name = site.name
+    # ONNX Runtime 1.20 to 1.32 fuses convolutions without zero points of the weight; a Gemm stays
+    # float.
+    is_product = site.kind in PRODUCTS
     node = dequantize_linear(
-        shared_weight(e, site.held.name, packed),
+        shared_weight(e, site.held.name, packed, asks_for_zero=is_product),
         name=f"{name}_weight_DequantizeLinear",
         result=f"{name}_weight",
         axis=packed.axis,

@@ -8,8 +8,10 @@ computes it once, when it loads the model, and runs the kernel that it runs for 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir import DataType, Node, Value
 
@@ -17,7 +19,7 @@ from octavo.core.values.sizes import DOUBLE_BLOCK
 
 from .editing import Editor
 from .nodes import declare
-from .packing import ScaleTensors, WeightTensors
+from .packing import ScaleTensors, WeightTensors, tensor
 
 
 def shared_scale(e: Editor, name: str, scales: ScaleTensors) -> Value:
@@ -35,13 +37,29 @@ def shared_scale(e: Editor, name: str, scales: ScaleTensors) -> Value:
     return e.computed(stored, lambda: _in_float(e, name, stored, scales))
 
 
-def shared_weight(e: Editor, name: str, weight: WeightTensors) -> list[Value | None]:
-    """Register a weight's codes, scale and zero point, as :meth:`.Editor.shared` does."""
-    return [
-        e.shared(f"{name}_quantized", weight.codes),
-        shared_scale(e, name, weight.scale),
-        shared_zero(e, name, weight),
-    ]
+def shared_weight(
+    e: Editor, name: str, weight: WeightTensors, *, asks_for_zero: bool = False
+) -> list[Value | None]:
+    """Register a weight's codes, scale and zero point, as :meth:`.Editor.shared` does.
+
+    Args:
+        e: The graph.
+        name: The weight's.
+        weight: Its tensors.
+        asks_for_zero: Give zero points where they are 0, too, for a kernel that asks for them:
+            those of all weights of as many channels are one tensor of the file.
+    """
+    zero = shared_zero(e, name, weight)
+    if zero is None and asks_for_zero:
+        shape = weight.scale.shape or tuple(weight.scale.stored.shape.numpy())
+        zero = e.shared("no_zero", _zeros(shape, weight.codes.dtype))
+    scale = shared_scale(e, name, weight.scale)
+    return [e.shared(f"{name}_quantized", weight.codes), scale, zero]
+
+
+@cache
+def _zeros(shape: tuple[int, ...], dtype: DataType) -> ir.TensorProtocol:
+    return tensor(np.zeros(shape), dtype, "zero")
 
 
 def shared_zero(e: Editor, name: str, weight: WeightTensors) -> Value | None:

@@ -27,6 +27,10 @@ class Model:
         with np.load(path, allow_pickle=False) as archive:
             table = json.loads(archive["graph.json"])
             data = archive["data"]
+        if table["format"] not in (1, 2):
+            raise ValueError(
+                f"{path}: format {table['format']} is newer than this runner"
+            )
         arrays = [stored(data, *row) for row in table["arrays"]]
         self.inputs = [name for name, _, _ in table["inputs"]]
         self.dtypes = [np.dtype(dtype) for _, _, dtype in table["inputs"]]
@@ -691,43 +695,78 @@ def quantized_conv(
     return finish(y, scale, bias, y_scale, activation, low, high)
 
 
-def unpacked(packed, scale, zero, table, bits, columns, features):
-    """Packed rows -> float32 (rows, features)."""
-    rows = len(packed)
-    stream = np.unpackbits(packed, axis=1, bitorder="little")[:, : features * bits]
-    by_code = stream.reshape(rows, features, bits)
-    codes = np.packbits(by_code, axis=2, bitorder="little")[..., 0]
+NF4 = (
+    "-1 -.6961928 -.52507305 -.3949175 -.28444138 -.18477343 -.091050036 0 .0795803 "
+    ".1609302 .2461123 .33791524 .44070983 .562617 .72295684 1"
+)
+
+
+def code_table(dtype, bits):
+    """Return the number of each bit pattern of a code."""
+    codes = np.arange(1 << bits)
+    if dtype == "nf4":
+        return np.array(NF4.split(), F32)
+    if dtype == "fp8_e4m3fn":
+        power = codes >> 3 & 15
+        y = np.ldexp((codes & 7) + 8.0 * (power > 0), np.maximum(power, 1) - 10)
+        y[127::128] = np.nan
+        return np.where(codes < 128, y, -y).astype(F32)
+    if dtype.startswith("int"):
+        codes -= codes >> bits - 1 << bits
+    return codes.astype(F32)
+
+
+def codes_of(packed, bits, count):
+    """Packed rows -> uint8 (rows, count)."""
+    stream = np.unpackbits(packed, axis=-1, bitorder="little")[..., : count * bits]
+    by_code = stream.reshape(*packed.shape[:-1], count, bits)
+    return np.packbits(by_code, axis=-1, bitorder="little")[..., 0]
+
+
+def unpacked(where, features, stored, bits, columns, dtype="", scale_dtype="", **_):
+    """Packed rows -> float32 (rows, features), those that ``where`` names."""
+    packed, scale, zero, table, *levels = stored
+    if scale_dtype == "bfloat16":
+        scale = (scale.astype(np.uint32) << 16).view(F32)
+    elif scale_dtype == "uint8":  # over a second level, for each 256 of them
+        block = np.arange(scale.size).reshape(scale.shape) >> 8
+        steps, offsets = levels
+        scale = scale * steps[block] + offsets[block]
+    scale = scale.astype(F32)
+    if table is None:  # files of format 1 have it, and zero points that are not packed
+        table = code_table(dtype, bits)
+        if zero is not None:
+            codes = codes_of(zero, bits, scale.shape[-1] if scale.ndim else 1)
+            zero = table[codes].reshape(scale.shape)
 
     def spread(v):
         """One value for all, one a row, or one for ``columns`` neighbours of a row."""
+        chosen = v[where] if v.ndim else v
         if columns:
-            return np.repeat(v.reshape(rows, -1), columns, axis=1)[:, :features]
-        return v.reshape(-1, 1) if v.ndim else v
+            rows = chosen.reshape(len(chosen), -1)
+            return np.repeat(rows, columns, axis=1)[:, :features]
+        return chosen.reshape(-1, 1) if v.ndim else v
 
-    y = table[codes]
+    y = table[codes_of(packed[where], bits, features)]
     if zero is not None:
         y = y - spread(zero.astype(F32))
     return y * spread(scale)
 
 
 @operator("octavo.Dequantize")
-def dequantize(packed, scale, zero, table, bits=8, columns=0, shape=(), axis=0):
+def dequantize(*stored, shape, axis=0, **how):
     """Unpack an array whose rows run along ``axis``."""
     others = [size for i, size in enumerate(shape) if i != axis]
-    rows = unpacked(packed, scale, zero, table, bits, columns, math.prod(others))
+    rows = unpacked(slice(None), math.prod(others), stored, **how)
     return np.moveaxis(rows.reshape(shape[axis], *others), 0, axis)
 
 
 @operator("octavo.DequantizeRows")
-def dequantize_rows(packed, scale, zero, table, indices, bits=8, columns=0, features=0):
+def dequantize_rows(packed, scale, zero, table, ids, *levels, features, **how):
     """Gather packed rows and unpack only these."""
-    flat = indices.reshape(-1)
-    if zero is not None and zero.ndim:
-        zero = zero[flat]
-    if scale.ndim:
-        scale = scale[flat]
-    rows = unpacked(packed[flat], scale, zero, table, bits, columns, features)
-    return rows.reshape(*indices.shape, features)
+    stored = (packed, scale, zero, table, *levels)
+    rows = unpacked(ids.reshape(-1), features, stored, **how)
+    return rows.reshape(*ids.shape, features)
 
 
 # Reductions.

@@ -3,13 +3,18 @@
 A code of up to eight bits is looked up in a table of its numbers (integers, nf4, narrow floats
 alike), the zero point is taken off and the scale applied. Where the width divides eight, one
 look-up turns a byte into all of its numbers.
+
+Scales lie in the file in the format that the spec names, zero points at the codes' width. Both are
+widened once, when a weight is first read. Files of format 1 hold them wide, and the table beside
+them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +22,11 @@ from octavo.adapters.numpy.graph import Array
 from octavo.adapters.numpy.kernels.identity import IdentityCache
 from octavo.adapters.numpy.kernels.parallel import spread
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
+from octavo.core.numerics.affine import QuantParams
+from octavo.core.numerics.codec import decode
 from octavo.core.numerics.packing import unpack
+from octavo.core.numerics.scales import restored_scale
+from octavo.core.values.scheme import QuantSpec
 
 _tables = IdentityCache()
 _PIECE = 1 << 18  # elements that one piece unpacks
@@ -31,11 +40,87 @@ class _Layout:
         bits: Width of a code.
         columns: Neighbours that share a scale; 0 for a whole row.
         features: Numbers in a row.
+        dtype: What a code is, by its name in a spec; '' where the file has the table.
+        scale_dtype: What is not told by the type of the array of scales: ``bfloat16`` (halves of
+            float32, as uint16) or ``uint8`` (codes over a second level).
     """
 
     bits: int
     columns: int
     features: int
+    dtype: str = ""
+    scale_dtype: str = ""
+
+    @classmethod
+    def read(cls, build: Build, features: int) -> _Layout:
+        """Return the layout that a node's attributes say."""
+        return cls(
+            build.get("bits", 8),
+            build.get("columns", 0),
+            features,
+            build.get("dtype", ""),
+            build.get("scale_dtype", ""),
+        )
+
+
+class _Wide(NamedTuple):
+    """What a weight's codes are read with.
+
+    Attributes:
+        scale: float32.
+        zero: Whole numbers of the scale's shape; None where all are zero.
+        table: The number that each code stands for, float32.
+    """
+
+    scale: Array
+    zero: Array | None
+    table: Array
+
+
+@cache
+def code_table(dtype: str) -> Array:
+    """Return the number of each bit pattern of a code, before zero point and scale; float32."""
+    spec = QuantSpec(dtype=dtype)
+    patterns = np.arange(2**spec.bits, dtype=np.uint8)
+    if dtype.startswith("int"):
+        # Two's complement: flipping the sign bit and taking it off reads the same bits with a sign.
+        sign = 1 << spec.bits - 1
+        patterns = ((patterns.astype(np.int16) ^ sign) - sign).astype(np.int8)
+    unit = QuantParams(np.ones((), np.float32), np.zeros((), np.int32), spec)
+    return np.asarray(decode(patterns, unit), np.float32)
+
+
+def _wide(
+    layout: _Layout,
+    packed: Array,
+    scale: Array,
+    zero: Array | None,
+    table: Array | None,
+    steps: Array | None,
+    offsets: Array | None,
+) -> _Wide:
+    """Return a weight's scales, zero points and table; made once while its codes live."""
+
+    def make() -> _Wide:
+        wide = scale
+        if layout.scale_dtype == "uint8":
+            wide = restored_scale(scale, steps, offsets)
+        elif layout.scale_dtype == "bfloat16":
+            wide = (scale.astype(np.uint32) << 16).view(np.float32)
+        wide = np.asarray(wide, np.float32)
+        if table is not None:
+            return _Wide(wide, zero, table)
+        whole = None
+        if zero is not None:
+            columns = wide.shape[-1] if wide.ndim else 1
+            signed = layout.dtype.startswith("int")
+            whole = unpack(zero, layout.bits, columns, signed=signed).reshape(
+                wide.shape
+            )
+        return _Wide(wide, whole, code_table(layout.dtype))
+
+    found: _Wide = _tables.get(packed, layout, make)
+    return found
 
 
 def byte_table(numbers: Array, bits: int) -> Array:
@@ -88,16 +173,10 @@ def _for_each_number(values: Array, shape: tuple[int, ...], columns: int) -> Arr
     return values.reshape(-1, 1) if values.ndim else values
 
 
-def _unpacked(
-    packed: Array,
-    scale: Array,
-    zero: Array | None,
-    table: Array,
-    where: Any,
-    layout: _Layout,
-) -> Array:
+def _unpacked(packed: Array, wide: _Wide, where: Any, layout: _Layout) -> Array:
     """Return chosen rows as float32 (rows, features)."""
-    numbers = numbers_of(packed[where], table, layout.bits, layout.features)
+    numbers = numbers_of(packed[where], wide.table, layout.bits, layout.features)
+    scale, zero = wide.scale, wide.zero
     if scale.ndim:  # one or several a row
         scale = scale[where]
         zero = None if zero is None else zero[where]
@@ -108,28 +187,37 @@ def _unpacked(
 
 @compiled("octavo.Dequantize", empty=True)
 def dequantize(build: Build) -> Kernel:
-    """(packed codes, scale, zero point, table) -> the float32 weight, in the model's own shape.
+    """(packed codes, scale, zero point, table, steps, offsets) -> the float32 weight.
 
     ``shape`` is the weight's; rows are its channels along ``axis``; codes are ``bits`` wide;
-    ``columns`` neighbours share a scale.
+    ``columns`` neighbours share a scale. Zero point and table may be left out; steps and offsets
+    are the second level of scales in uint8.
     """
     shape = tuple(build.get("shape", ()))
     axis = build.get("axis", 0)
     moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
     features = math.prod(moved[1:])
-    layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
+    layout = _Layout.read(build, features)
     step = max(1, _PIECE // max(1, features))
 
     def run(
-        packed: Array, scale: Array, zero: Array | None, table: Array, *, empty: Any
+        packed: Array,
+        scale: Array,
+        zero: Array | None = None,
+        table: Array | None = None,
+        steps: Array | None = None,
+        offsets: Array | None = None,
+        *,
+        empty: Any,
     ) -> Array:
+        wide = _wide(layout, packed, scale, zero, table, steps, offsets)
         rows = packed.shape[0]
         out: Array = empty((rows, features), np.float32)
 
         def work(i: int) -> None:
             start = i * step
             part = slice(start, start + step)
-            out[part] = _unpacked(packed, scale, zero, table, part, layout)
+            out[part] = _unpacked(packed, wide, part, layout)
 
         spread(-(-rows // step), work, build.threads)
         return np.moveaxis(out.reshape(moved), 0, axis)
@@ -141,15 +229,22 @@ def dequantize(build: Build) -> Kernel:
 def dequantize_rows(build: Build) -> Kernel:
     """An embedding: the rows that the indices name, unpacked.
 
-    (packed codes, scale, zero point, table, indices) -> (indices..., features).
+    (packed codes, scale, zero point, table, indices, steps, offsets) -> (indices..., features).
     """
     features = build.get("features", 0)
-    layout = _Layout(build.get("bits", 8), build.get("columns", 0), features)
+    layout = _Layout.read(build, features)
 
     def run(
-        packed: Array, scale: Array, zero: Array | None, table: Array, indices: Array
+        packed: Array,
+        scale: Array,
+        zero: Array | None,
+        table: Array | None,
+        indices: Array,
+        steps: Array | None = None,
+        offsets: Array | None = None,
     ) -> Array:
-        rows = _unpacked(packed, scale, zero, table, indices.reshape(-1), layout)
+        wide = _wide(layout, packed, scale, zero, table, steps, offsets)
+        rows = _unpacked(packed, wide, indices.reshape(-1), layout)
         return rows.reshape(*indices.shape, features)
 
     return run
