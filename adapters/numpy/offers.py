@@ -31,19 +31,31 @@ def _integer(mode: Literal["static", "dynamic"]) -> list[Offer]:
     return [Offer(OpScheme(mode=mode, weight=weight, input=x)) for weight, x in pairs]
 
 
-def _weight_only(dtype: str, granularity: str, symmetric: bool = True) -> Offer:
-    weight = QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)
+def _by_channel(dtype: str) -> Offer:
+    weight = QuantSpec(dtype=dtype, granularity="channel")
     return Offer(OpScheme(mode="weight_only", weight=weight))
 
 
-_BYTES = _weight_only("int8", "channel")
+def _grouped(dtype: str, symmetric: bool = True) -> Offer:
+    """Return codes in groups; the file holds their scales in other formats too."""
+    weight = QuantSpec(
+        dtype=dtype,
+        symmetric=symmetric,
+        granularity="group:32",
+        scale_dtype="float16",
+    )
+    scheme = OpScheme(mode="weight_only", weight=weight)
+    return Offer(scheme, scales=(None, "bfloat16", "uint8"))
+
+
+_BYTES = _by_channel("int8")
 _NARROW = (
-    _weight_only("int4", "group:32"),
-    _weight_only("uint4", "group:32", symmetric=False),
-    _weight_only("nf4", "group:32"),
-    _weight_only("fp8_e4m3fn", "channel"),
-    _weight_only("int3", "group:32", symmetric=False),
-    _weight_only("int2", "group:32", symmetric=False),
+    _grouped("int4"),
+    _grouped("uint4", symmetric=False),
+    _grouped("nf4"),
+    _by_channel("fp8_e4m3fn"),
+    _grouped("int3", symmetric=False),
+    _grouped("int2", symmetric=False),
 )
 _TOKEN = Offer(
     OpScheme(

@@ -81,24 +81,30 @@ def _static() -> list[OpScheme]:
 
 def _grouped() -> list[QuantSpec]:
     """Weights of matrix products in blocks."""
-    found = [_uint4(size) for size in (32, 64, 128, 16)]
-    found += [
-        QuantSpec(dtype="int4", granularity=f"group:{size}") for size in (32, 128)
-    ]
-    found += [
-        QuantSpec(dtype=dtype, granularity="group:32") for dtype in ("int8", "int2")
-    ]
-    return found
+    found = [_blocks("uint4", size) for size in (32, 64, 128, 16)]
+    found += [_blocks("int4", size) for size in (32, 128)]
+    return found + [_blocks(dtype, 32) for dtype in ("int8", "int2")]
 
 
 def _tables() -> list[QuantSpec]:
     """Weights of look-ups in blocks."""
-    found = [QuantSpec(dtype="int8", granularity=f"group:{size}") for size in (128, 32)]
-    return found + [_uint4(size) for size in (16, 32)]
+    found = [_blocks("int8", size) for size in (128, 32)]
+    return found + [_blocks("uint4", size) for size in (16, 32)]
 
 
-def _uint4(size: int) -> QuantSpec:
-    return QuantSpec(dtype="uint4", symmetric=False, granularity=f"group:{size}")
+def _blocks(dtype: str, size: int) -> QuantSpec:
+    """Return codes in blocks; those without a sign have zero points."""
+    return QuantSpec(
+        dtype=dtype,
+        symmetric=not dtype.startswith("u"),
+        granularity=f"group:{size}",
+        scale_dtype="float16",
+    )
+
+
+_FURTHER_SCALES = (None, "bfloat16", "uint8")
+"""Formats of scales that the file holds as well as float16: the runtime widens all of them when it
+loads a model, and runs the same kernel."""
 
 
 def _level4() -> list[OpScheme]:
@@ -122,15 +128,17 @@ def _offers(version: str, providers: tuple[str, ...], kind: str) -> tuple[Offer,
     probe = Probe.of(kind, OnnxConfig(providers=providers, threads=1))
     schemes = _candidates()[kind]
     answers = (probe.ask(scheme) for scheme in schemes)
-    offers = (offer for offer in answers if offer is not None)
-    return tuple(replace(o, repairs=_takes_repair(kind, o.scheme)) for o in offers)
+    return tuple(_completed(kind, offer) for offer in answers if offer is not None)
 
 
-def _takes_repair(kind: str, scheme: OpScheme) -> bool:
-    """Return whether thin products in float may stand beside an op: where its result is float, and
-    its weight in blocks."""
-    is_in_blocks = scheme.weight is not None and scheme.weight.group_size is not None
-    return kind in ("linear", "embedding") and is_in_blocks
+def _completed(kind: str, offer: Offer) -> Offer:
+    """Return an offer with what goes with weights in blocks: further formats of their scales, and
+    thin products in float beside an op whose result is float."""
+    weight = offer.scheme.weight
+    if weight is None or weight.group_size is None:
+        return offer
+    is_repaired = kind in ("linear", "embedding")
+    return replace(offer, repairs=is_repaired, scales=_FURTHER_SCALES)
 
 
 def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capability:

@@ -21,6 +21,7 @@ from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, Compiled, compile
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import AdapterFault, ModelError
 from octavo.core.numerics.affine import QuantParams, affine_params, quantize
+from octavo.core.numerics.codec import choose_params
 from octavo.core.numerics.layout import from_matrix, to_matrix
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -261,11 +262,11 @@ def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedT
     low, high = ranges(matrix, spec)
     # In a matrix a row is a channel; in the weight the channels lie along its own axis.
     row_axis = None if spec.granularity == "tensor" else 0
-    params = affine_params(low, high, spec, row_axis)
+    params, levels = choose_params(low, high, spec, row_axis)
     rows = quantize(matrix, params)
     codes = from_matrix(rows, array.shape, axis)
     is_unsigned = spec.dtype.startswith("u")
     codes = codes.astype(np.uint8 if is_unsigned else np.int8)
     if params.axis is not None:
         params = replace(params, axis=axis)
-    return QuantizedTensor(codes, params)
+    return QuantizedTensor(codes, params, levels)
