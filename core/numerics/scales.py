@@ -147,6 +147,14 @@ def _double(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
     return rounded, second
 
 
+def held_by_float16(scale: Any) -> bool:
+    """Return whether float16 holds every scale exactly; where it does not, bfloat16 holds what is
+    rounded to 16 bits."""
+    exact = np.asarray(scale, np.float32)
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(exact.astype(np.float16).astype(np.float32), exact))
+
+
 def restored_scale(codes: Array, step: Array, offset: Array) -> Array:
     """Return the scales that 8-bit codes of a second level stand for, float32, same shape.
 

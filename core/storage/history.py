@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo.core.errors import StoreError
 from octavo.core.system.crashes import CrashWatch
@@ -46,6 +46,18 @@ SCHEMA = 1
 """Version of what octavo writes into a study's user attributes."""
 
 
+class Earlier(NamedTuple):
+    """What a study of an earlier version has that this run has another of.
+
+    Attributes:
+        fingerprint: This run's, with the spaces of that version.
+        axes: Of these spaces.
+    """
+
+    fingerprint: Mapping[str, str]
+    axes: Axes
+
+
 class StudyHistory(History):
     """Trials of one run in an Optuna study.
 
@@ -57,7 +69,11 @@ class StudyHistory(History):
         settings: What shaped the search space, to say which setting changed it.
         directions: ``maximize``/``minimize`` of the values, metric first; shown by dashboards.
         axes: How recipes read as parameters; shown by dashboards too.
+        earlier: What else a study may be made for that is gone on with.
         resume: Whether a study that has trials may be continued.
+
+    Attributes:
+        is_earlier: The study is one of ``earlier``, and its trials are on those spaces.
 
     Raises:
         StoreError: If the store is corrupt (it is set aside, never overwritten), busy, read-only,
@@ -73,9 +89,12 @@ class StudyHistory(History):
         settings: Mapping[str, Any] | None = None,
         directions: Sequence[str] = ("maximize",),
         axes: Axes | None = None,
+        earlier: Earlier | None = None,
         resume: bool = True,
     ) -> None:
         super().__init__()
+        self.is_earlier = False
+        self._earlier = earlier
         self.location = redacted(storage)
         self.name = name
         self._ids: dict[int, int] = {}
@@ -153,7 +172,14 @@ class StudyHistory(History):
             )
         stored = attributes.get("octavo:fingerprint", {})
         shaped = attributes.get("octavo:settings", {})
-        if other := explain(stored, fingerprint, shaped, settings):
+        other = explain(stored, fingerprint, shaped, settings)
+        earlier = self._earlier
+        if other and earlier is not None:
+            fingerprint = earlier.fingerprint
+            self.is_earlier = not explain(stored, fingerprint, shaped, settings)
+        if earlier is not None and self.is_earlier:
+            self._go_on_as(earlier)
+        elif other:
             raise StoreError(f"{study} was made for {other}. {REMEDY}")
         unsaid = [key for key in fingerprint if key not in stored]
         if not unsaid:
@@ -165,6 +191,14 @@ class StudyHistory(History):
                 f"{', '.join(older)}: taken as this run's, and compared from now on",
             )
         self._note("fingerprint", {**stored, **fingerprint})
+
+    def _go_on_as(self, earlier: Earlier) -> None:
+        """Take a study for one of an earlier version, which its new trials go on as."""
+        self._axes = earlier.axes
+        self.notes += (
+            f"study {self.name!r} was begun when scales of weights in groups were float32: it goes "
+            "on with these. Another study name has the smaller scales of today",
+        )
 
     def _read(self, resume: bool) -> None:
         found_later = self._storage.get_study_user_attrs(self._study)

@@ -60,7 +60,7 @@ def fingerprint(
         **recover,
         "model": opened[0].session.fingerprint(),
         "data": data,
-        "space": canonical_json([spaces[o.name].digest for o in opened]),
+        "space": of_spaces(opened, spaces),
         "goal": canonical_json(_goal(settings, objectives)),
         "objectives": canonical_json(_objectives(objectives)),
         "holdout": canonical_json(_holdout(settings, share, holdout_fn)),
@@ -69,6 +69,11 @@ def fingerprint(
         "versions": canonical_json(_versions(opened)),
         "machine": canonical_json(machine(timed=bool(timed), devices=devices)),
     }
+
+
+def of_spaces(opened: Sequence[Opened], spaces: Mapping[str, TuningSpace]) -> str:
+    """Return what a fingerprint says of the spaces of a run's backends."""
+    return canonical_json([spaces[o.name].digest for o in opened])
 
 
 def _goal(settings: TuningConfig, objectives: Mapping[str, Objective]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from octavo.core.calibration.data import CalibrationData
@@ -15,7 +15,7 @@ from octavo.core.opening.spaces import build_spaces
 from octavo.core.opening.speeds import is_fast_first, worth_trying
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.quantizing.recovering import TrainFn
-from octavo.core.values.scheme import PartChoice
+from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.space import TuningSpace
 
 from .asked import Asked
@@ -48,6 +48,12 @@ class Ground:
         is_one_foreign = len(self.opened) == 2 and not self.opened[0].capability.offers
         return self.opened[1] if is_one_foreign else self.opened[0]
 
+    def before_narrow_scales(self) -> Ground:
+        """Return the same with the spaces that octavo 0.1 had: scales of integers in groups were
+        float32 then."""
+        spaces = {name: _wide_scales(space) for name, space in self.spaces.items()}
+        return replace(self, spaces=spaces)
+
     @property
     def guarded(self) -> Opened:
         """The first backend that has a choice."""
@@ -55,6 +61,21 @@ class Ground:
             if self.spaces[opened.name].tunable:
                 return opened
         return self.source
+
+
+def _wide_scales(space: TuningSpace) -> TuningSpace:
+    units = []
+    for unit in space.units:
+        choices = dict.fromkeys(map(_wide_scale, unit.choices))
+        units.append(replace(unit, choices=tuple(choices)))
+    return replace(space, units=tuple(units))
+
+
+def _wide_scale(scheme: OpScheme) -> OpScheme:
+    weight = scheme.weight
+    if weight is None or weight.scale_dtype != "float16":
+        return scheme
+    return scheme.variant(weight=weight.model_copy(update={"scale_dtype": None}))
 
 
 def open_ground(

@@ -21,7 +21,7 @@ from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
 from octavo.core.sensitivity.saved_scores import check_place
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.storage.history import StudyHistory, default_storage
+from octavo.core.storage.history import Earlier, StudyHistory, default_storage
 from octavo.core.storage.kept import tidy
 from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
@@ -37,7 +37,7 @@ from .bench import Bench
 from .ending.acceptance import Acceptance
 from .ending.final_timing import LEAST_SECONDS, expected_seconds
 from .ending.finish import Finish
-from .fingerprint import fingerprint, shaping
+from .fingerprint import fingerprint, of_spaces, shaping
 from .ground import Ground, build_backends, open_ground
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
@@ -115,7 +115,7 @@ def prepare(
         stack.callback(asked.phases.close)
         with asked.phases.within(OPENING):
             ground = open_ground(asked, model, calibration, arrays, stack)
-            history = _history(asked, ground, storage, study, resume)
+            history, ground = _history(asked, ground, storage, study, resume)
             stack.callback(history.close)
             bench = _bench(asked, ground, history, executor, stack, train_fn)
             prepare_recovery(bench, asked, ground, model, executor, stack)
@@ -145,8 +145,13 @@ def prepare(
 
 def _history(
     asked: Asked, ground: Ground, storage: str | Path | None, study: str, resume: bool
-) -> StudyHistory:
-    """Open the history, which refuses a store that was made for another run."""
+) -> tuple[StudyHistory, Ground]:
+    """Open the history, which refuses a store that was made for another run.
+
+    Returns:
+        It, and the ground that its trials are on: a study of an earlier version goes on in the
+        spaces that it had.
+    """
     settings = asked.settings
     prints = fingerprint(
         settings,
@@ -162,15 +167,19 @@ def _history(
     lower_is_better = [is_loss, *(o.lower_is_better for o in asked.objectives.values())]
     if not storage:
         tidy()
-    return StudyHistory(
+    before = ground.before_narrow_scales()
+    its_prints = {**prints, "space": of_spaces(ground.opened, before.spaces)}
+    history = StudyHistory(
         storage or default_storage(),
         name=study,
         fingerprint=prints,
         settings=shaping(settings),
         directions=["minimize" if lower else "maximize" for lower in lower_is_better],
         axes=axes_of(_searched(ground)),
+        earlier=Earlier(its_prints, axes_of(_searched(before))),
         resume=resume,
     )
+    return history, before if history.is_earlier else ground
 
 
 def _searched(ground: Ground) -> dict[str, TuningSpace]:

@@ -12,6 +12,7 @@ from octavo.adapters.numpy.graph import Array
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.layout import to_matrix
 from octavo.core.numerics.packing import pack as pack_bits
+from octavo.core.numerics.scales import held_by_float16
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.sizes import block_shape, is_grouped
 
@@ -91,9 +92,10 @@ def pack_rows(weight: QuantizedTensor, axis: int) -> PackedRows:
     }
     scale = np.asarray(params.scale, np.float32)
     steps = offsets = None
-    if spec.scale_dtype == "float16":
+    is_half = spec.scale_dtype == "float16" and held_by_float16(scale)
+    if is_half:
         scale = scale.astype(np.float16)
-    elif spec.scale_dtype == "bfloat16":
+    elif spec.scale_dtype in ("float16", "bfloat16"):
         # The scales are rounded already: their lower halves are zero.
         scale = (scale.view(np.uint32) >> 16).astype(np.uint16)
         attributes["scale_dtype"] = "bfloat16"

@@ -12,6 +12,7 @@ from onnx_ir import DataType
 
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams
+from octavo.core.numerics.scales import held_by_float16
 from octavo.core.numerics.tensor import QuantizedTensor
 
 _packed: weakref.WeakKeyDictionary[QuantizedTensor, dict[object, Any]] = (
@@ -91,6 +92,8 @@ def scale_tensors(weight: QuantizedTensor) -> ScaleTensors:
     """
     params = weight.params
     name = params.spec.scale_dtype
+    if name == "float16" and not held_by_float16(params.scale):
+        name = "bfloat16"
     if name in _SCALES:
         return ScaleTensors(tensor(params.scale, _SCALES[name], "scale"))
     second = weight.extra or {}
