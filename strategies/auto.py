@@ -241,25 +241,25 @@ class Auto(Sequential):
 
     def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
         """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
-        seen = self._seen_under(transforms)
         needed = math.ceil(math.log2(max(2, len(self.units))))
         limit = needed + self.config.patience
         if most is not None:
-            if len(seen) >= limit:
+            if self._finished() >= limit:
                 return
-            limit = min(limit, len(seen) + most)
-        self.ahead = Foresight(self._at_most(limit - len(seen)))
+            limit = min(limit, self._finished() + most)
+        self.ahead = Foresight(self._at_most(limit - self._finished()))
         mixer = self._mixer(transforms)
         while True:
             best = self.incumbent
-            if best is not None and mixer.finished >= limit:
+            left = limit - self._finished()
+            if best is not None and left <= 0:
                 self.note = (
                     f"{limit} evaluations were used; the best recipe is within reach of the "
                     "knapsack's bound"
                 )
                 return
-            proposed = mixer.propose(best, limit - mixer.finished)
-            if best is None and mixer.finished >= limit:
+            proposed = mixer.propose(best, left)
+            if best is None and left <= 0:
                 # Until one passes, only the run's limit ends it.
                 self.ahead = Foresight()
             if proposed is None:
@@ -267,6 +267,10 @@ class Auto(Sequential):
                 return
             trial = yield from self._try(proposed, transforms)
             mixer.learn(proposed, trial)
+
+    def _finished(self) -> int:
+        """Return how many evaluations did not fail."""
+        return sum(trial.state != "failed" for trial in self.trials)
 
     def _mixer(self, transforms: Transforms) -> Mixer:
         """Return a mixer that knows the trials so far under one alternative."""

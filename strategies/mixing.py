@@ -16,7 +16,12 @@ from octavo.core.values.trial import Trial
 from octavo.strategies.beliefs.allocation import Allocation
 from octavo.strategies.beliefs.cost_belief import CostBelief, Family, family
 from octavo.strategies.beliefs.limits import Limits
-from octavo.strategies.beliefs.loss_belief import HOPELESS, LossBelief, padded
+from octavo.strategies.beliefs.loss_belief import (
+    COLLAPSED,
+    HOPELESS,
+    LossBelief,
+    padded,
+)
 from octavo.strategies.beliefs.losses import Transforms, listed_losses, shortlist
 from octavo.strategies.beliefs.picks import Picks, picks_of
 
@@ -35,14 +40,14 @@ PRICES = (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 
 LOWERED = 0.7  # times the aim, for each miss after the first two
 
+LAST, STEEPLY = 3, 0.1
+"""With fewer evaluations left and none that passed, each lowers the aim to that share."""
+
 BLIND = 0.5  # standard deviation of a loss, in tolerated losses, before a trial has told any
 
 STRIKES = 2  # failed trials after which a family that never worked is avoided
 
 GUESSED = 10.0  # tolerated losses that the worst choices are believed to lose before any trial
-
-COLLAPSED = 100.0
-"""Tolerated losses that a trial counts for at most: a score that has collapsed says no more."""
 
 FAR_OFF = 1.5
 """Tolerated losses from which on nothing else within the budgets is believed to pass either, where
@@ -92,13 +97,9 @@ class Mixer:
         self._proxies = self._scaled()
         self._belief = self._rebuilt(self._proxies)
         self._misses = 0
+        self._left = LAST
         self._strikes = STRIKES
         self._avoided: set[Family] = set()
-
-    @property
-    def finished(self) -> int:
-        """Number of trials that did not fail."""
-        return sum(t.state != "failed" for t in self.seen.values())
 
     def propose(self, best: Trial | None, left: int) -> Picks | None:
         """Return the recipe most worth an evaluation, or None where none is.
@@ -110,6 +111,7 @@ class Mixer:
             best: The best passing trial so far; None before the first.
             left: Evaluations.
         """
+        self._left = left
         if best is not None or not self._problem.budgets:
             return self._worth_most(best)
         known = self.least_trial()
@@ -220,9 +222,12 @@ class Mixer:
 
     def _aims(self, best: Trial | None) -> list[float]:
         """Return the believed losses that recipes are sought for now."""
-        # With each miss the aim is lowered, so that a goal that can be reached is reached whatever
-        # the proxies are worth.
-        lowered = LOWERED ** max(0, self._misses - 2) if best is None else 1.0
+        # With each miss the aim is lowered, and steeply at the end, so that a goal that
+        # can be reached is reached whatever the proxies are worth.
+        lowered = 1.0
+        if best is None:
+            lowered = LOWERED ** max(0, self._misses - 2)
+            lowered *= STEEPLY ** max(0, LAST - self._left)
         return [float(aim) for aim in AIMS * lowered]
 
     def _solved(

@@ -11,6 +11,9 @@ from .picks import Picks
 
 HOPELESS = 1e6  # a loss that no knapsack takes
 
+COLLAPSED = 100.0
+"""Tolerated losses that a trial counts for at most: a score that has collapsed says no more."""
+
 LEAST_LOSS = 0.02  # of what is tolerated: the logarithm of less says nothing
 
 SOFTENED = 0.05  # keeps the weight of a trial that lies just on the goal finite
@@ -56,7 +59,7 @@ class LossBelief:
         self._rows: list[np.ndarray] = []
         self._losses: list[float] = []
         self.scale = 0.0
-        self._solved = np.zeros(0)
+        self._solved: np.ndarray = np.zeros(0)
         self._kernel = np.zeros((0, 0))
         self.theta = np.ones(len(proxies))
 
@@ -80,11 +83,14 @@ class LossBelief:
         losses = np.array(self._losses)
         sums = rows.sum(axis=1)
         self.scale = _scale(losses, sums)
-        distances = np.abs(losses - 1.0)
+        believed = self.scale * sums
+        # A score that has collapsed shows less than was lost: then the belief is what is far.
+        distances = np.maximum(np.abs(losses - 1.0), np.abs(believed - 1.0))
         errors = self.NOISE + self.DISTANT * distances
         noise = np.diag(errors**2)
         self._kernel = self._covariance(rows, rows) + noise
-        surprise = losses - self.scale * sums
+        has_collapsed = (losses >= COLLAPSED) & (believed > losses)
+        surprise = np.where(has_collapsed, 0.0, losses - believed)
         self._solved = np.linalg.solve(self._kernel, surprise)
         # The covariance of each unit's factor with each trial's loss.
         own = self._spread**2 * rows
