@@ -3,11 +3,19 @@
 import logging
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 # Property tests measure no time: on a busy machine a deadline is a failure drawn at random.
 settings.register_profile(
     "octavo", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+# A mutant needs no smallest example: that something fails is enough.
+settings.register_profile(
+    "mutants",
+    settings.get_profile("octavo"),
+    max_examples=15,
+    phases=[Phase.explicit, Phase.generate],
+    database=None,
 )
 settings.load_profile("octavo")
 

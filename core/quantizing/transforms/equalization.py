@@ -92,23 +92,22 @@ class _Ranges:
 
     def equalize(self, link: Link, producer: Op) -> float:
         """Let both ranges of each channel of a pair meet; returns by how much a factor moved."""
-        name = link.group.name
-        now = self.factors.get(name)
         before = self._input_factors(producer)
-        outer = producer_range(producer, self._magnitudes[producer.name], before, now)
-        inner = largest_of([self._reader_range(op, now) for op in link.members])
+        outer = producer_range(producer, self._magnitudes[producer.name], before)
+        inner = largest_of([self._reader_range(op) for op in link.members])
         xp = array_namespace(outer)
-        # A channel that is dead on one side has no ratio.
-        alive = (outer > 0) & (inner > 0)
         ones = xp.ones_like(outer)
-        ratio = xp.where(alive, outer, ones) / xp.where(alive, inner, ones)
-        step = usable(ratio**0.5)
-        self.factors[name] = usable(step if now is None else now * step)
-        return float(xp.max(xp.abs(step - 1)))
+        # A channel that nothing reads has no ratio; one that is never written has ratio 0, which
+        # is not usable either.
+        is_read = inner > 0
+        ratio = xp.where(is_read, outer, ones) / xp.where(is_read, inner, ones)
+        factors = usable(ratio**0.5)
+        moved = factors / self.factors.get(link.group.name, ones)
+        self.factors[link.group.name] = factors
+        return float(xp.max(xp.abs(moved - 1)))
 
-    def _reader_range(self, op: Op, now: Array | None) -> Array:
-        magnitudes = self._magnitudes[op.name]
-        return reader_range(op, magnitudes, now, self._output_factors(op))
+    def _reader_range(self, op: Op) -> Array:
+        return reader_range(op, self._magnitudes[op.name], self._output_factors(op))
 
     def _input_factors(self, op: Op) -> Array | None:
         for group in self._view.groups:
@@ -136,25 +135,22 @@ def _magnitudes(op: Op, tensor: Callable[[str], Array]) -> Array:
     return xp.max(xp.abs(by_input), axis=2)
 
 
-def producer_range(
-    op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None
-) -> Array:
-    """Return the range of each output channel under the factors so far: shape (outputs,)."""
+def producer_range(op: Op, magnitudes: Array, inputs: Array | None) -> Array:
+    """Return the range of each output channel, of shape (outputs,).
+
+    Under the factors of the op's inputs, and none of its outputs.
+    """
     xp = array_namespace(magnitudes)
-    largest = xp.max(_with_inputs(op, magnitudes, inputs), axis=1)
-    if outputs is None:
-        return largest
-    return largest / outputs
+    return xp.max(_with_inputs(op, magnitudes, inputs), axis=1)
 
 
-def reader_range(
-    op: Op, magnitudes: Array, inputs: Array | None, outputs: Array | None
-) -> Array:
-    """Return the range of each input channel under the factors so far: shape (inputs,)."""
+def reader_range(op: Op, magnitudes: Array, outputs: Array | None) -> Array:
+    """Return the range of each input channel, of shape (inputs,).
+
+    Under the factors of the op's outputs, and none of its inputs.
+    """
     xp = array_namespace(magnitudes)
-    scaled = _with_inputs(op, magnitudes, inputs)
-    if outputs is not None:
-        scaled = scaled / outputs[:, None]
+    scaled = magnitudes if outputs is None else magnitudes / outputs[:, None]
     by_group = xp.reshape(scaled, (_groups(op), -1, magnitudes.shape[1]))
     return xp.reshape(xp.max(by_group, axis=1), (-1,))
 
