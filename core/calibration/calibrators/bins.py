@@ -72,10 +72,10 @@ class Histogram:
         if self.width > -126:
             place = xp.floor(rows * 2.0**-self.width)
         else:
-            place = 0 * rows
+            place = xp.zeros_like(rows)
         index = xp.astype(place, xp.int64) + self.bins // 2
         # All channels are counted at once: each has bins of its own in one long row.
-        channel = xp.arange(channels, dtype=xp.int64, device=device(rows))
+        channel = xp.arange(channels, device=device(rows))
         offsets = self.bins * channel
         flat = xp.reshape(index + offsets[:, None], (-1,))
         counts = xp.bincount(flat, minlength=channels * self.bins)

@@ -189,7 +189,8 @@ class TokenSample:
         if other._held is None:
             return
         if self._held is None:
-            self._held = 0 * other._held
+            xp = array_namespace(other._held)
+            self._held = xp.zeros_like(other._held)
         self._met += other._met
         self._take(other.tokens)
 
