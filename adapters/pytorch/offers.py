@@ -14,6 +14,7 @@ from octavo.adapters.pytorch.qlayers.projected_lstm import missing_projected
 from octavo.adapters.pytorch.qlayers.recurrent_kernels import missing_recurrent
 from octavo.core.contract.revision import REVISION
 from octavo.core.contract.training import TRAINING
+from octavo.core.numerics.affine import is_integer
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import (
     LOW_RANK_REPAIR,
@@ -87,6 +88,10 @@ _WEIGHT_ONLY = (
 )
 """Formats of stored weights, in the order in which they lose accuracy."""
 
+_SCALES = (None, "float16", "bfloat16", "uint8")
+"""Formats of scales that layers with stored weights read, where these are integers or nf4: they
+hold all of them in float32, which they make once, when a model is built or loaded."""
+
 
 @cache
 def capability(device: str) -> Capability:
@@ -104,7 +109,11 @@ def capability(device: str) -> Capability:
     few = tuple(_few_bits(device))
     rounded = tuple(_simulated())
     stored = [
-        Offer(scheme, refuses=_groups_fit(_group_size(scheme)))
+        Offer(
+            scheme,
+            refuses=_groups_fit(_group_size(scheme)),
+            scales=_scales_read(scheme.weight),
+        )
         for scheme in _WEIGHT_ONLY
     ]
     casts = []
@@ -139,6 +148,13 @@ def capability(device: str) -> Capability:
         }
     )
     return Capability("torch", device, offers, features, _versions(device))
+
+
+def _scales_read(weight: QuantSpec | None) -> tuple[str | None, ...]:
+    """Return the formats of a stored weight's scales."""
+    if weight is None or not (is_integer(weight) or weight.dtype == "nf4"):
+        return ()
+    return _SCALES
 
 
 def _repaired(offers: Iterable[Offer]) -> Iterator[Offer]:

@@ -89,6 +89,7 @@ def affine_params(
     *,
     convention: Convention = "octavo",
     include_zero: bool = True,
+    scale: Array | None = None,
 ) -> QuantParams:
     """Choose scale and zero point so that [low, high] fills the integer range.
 
@@ -117,6 +118,8 @@ def affine_params(
         convention: Whose formula.
         include_zero: Widen the range so that 0.0 has a code of its own. Without it the zero point
             may lie outside of the integer range, which no runtime accepts.
+        scale: Given already, as it is stored; the zero points of an asymmetric spec are those that
+            go with it.
 
     Returns:
         Parameters of the same shape. All-zero ranges get scale 1.
@@ -129,12 +132,13 @@ def affine_params(
         low = xp.minimum(low, zero)
         high = xp.maximum(high, zero)
     if spec.symmetric:
-        scale, middle = _symmetric_scale(low, high, spec, convention)
-        scale = nonzero(scale)
+        own, middle = _symmetric_scale(low, high, spec, convention)
+        own = nonzero(own) if scale is None else scale
         zero_point = xp.full_like(xp.astype(low, xp.int32), middle)
-        return QuantParams(scale, zero_point, spec, axis)
+        return QuantParams(own, zero_point, spec, axis)
     qmin, qmax = integer_range(spec)
-    scale = nonzero((high - low) / (qmax - qmin))
+    if scale is None:
+        scale = nonzero((high - low) / (qmax - qmin))
     if convention == "pytorch":
         start = qmin - xp.round(low / scale)
     else:

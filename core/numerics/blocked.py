@@ -8,9 +8,7 @@ the interpreter), torch parallelises each operation itself.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_numpy_array, is_torch_array
 
 from octavo.core.errors import NonFiniteWeight
+from octavo.core.system.threads import spread_over_threads, threads
 from octavo.core.values.scheme import QuantSpec
 
 from .affine import (
@@ -29,7 +28,9 @@ from .affine import (
     is_integer,
     middle_code,
 )
+from .codec import choose_params
 from .extremes import SHORT, extremes, numpy_extremes
+from .scales import SecondLevel
 
 _NUMPY_BLOCK = 2**18
 """Elements of one block: 1 MiB, so that it and its buffers stay in cache.
@@ -50,26 +51,11 @@ float32 has no finer digits there.
 """
 
 
-def threads() -> int:
-    """Return how many threads array code of our own may use.
-
-    OMP_NUM_THREADS, or the processors of this process; at most 8.
-    """
-    try:
-        wanted = int(os.environ.get("OMP_NUM_THREADS", "0"))
-    except ValueError:
-        wanted = 0
-    if hasattr(os, "sched_getaffinity"):
-        available = len(os.sched_getaffinity(0))
-    else:
-        available = os.cpu_count() or 1
-    return min(wanted or available, 8)
-
-
 def takes(matrix: Array, spec: QuantSpec) -> bool:
     """Whether :func:`round_blocked` applies.
 
-    It takes integers up to 8 bits, one scale per channel or per whole group, float32 data.
+    It takes integers up to 8 bits, one scale per channel or per whole group, float32 data; scales
+    in any format.
     """
     is_known = is_numpy_array(matrix) or is_torch_array(matrix)
     if not is_known or 0 in matrix.shape:
@@ -77,11 +63,15 @@ def takes(matrix: Array, spec: QuantSpec) -> bool:
     if not is_integer(spec) or spec.bits > 8:
         return False
     is_float32 = str(matrix.dtype).endswith("float32")
-    if not is_float32 or spec.scale_dtype not in (None, "float32"):
+    if not is_float32:
         return False
     if spec.granularity == "channel":
         return True
     return spec.group_size is not None and matrix.shape[1] % spec.group_size == 0
+
+
+Rounded = tuple[Array, QuantParams, SecondLevel | None]
+"""Codes, parameters, and the second level of the scales where they have one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,8 +130,15 @@ class _Work:
         return xp.empty(shape, dtype=xp.float32, device=device(self.matrix))
 
 
-def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
-    """Return (codes, parameters) on the weight's own range.
+ByBlock = Callable[[_Work, int, int, Array], None]
+"""What is done with the rows from a first to before a last one, in a buffer for them."""
+
+
+def round_blocked(matrix: Array, spec: QuantSpec) -> Rounded:
+    """Return (codes, parameters, second level of the scales) on the weight's own range.
+
+    Scales that are float32 are chosen and divided by block by block. Others are rounded together,
+    so the matrix is read once for them and once for the codes.
 
     Args:
         matrix: float32, shape (rows, features).
@@ -156,16 +153,11 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     """
     xp = array_namespace(matrix)
     work = _Work.over(matrix, spec)
-    if is_numpy_array(matrix):
-        _round_on_threads(work)
-    else:
-        rows, features = matrix.shape
-        step = max(1, _TORCH_BLOCK // features)
-        _round_rows(work, 0, rows, step)
-    if not bool(xp.all(xp.isfinite(work.scale))):
-        raise NonFiniteWeight(
-            "a weight holds NaN or Inf; repair it, or keep its op in float with a rule"
-        )
+    if spec.scale_dtype is not None:
+        return _round_on_stored(work)
+    by_block = _round_symmetric if work.zero_point is None else _round_asymmetric
+    _each_block(work, by_block)
+    _check_finite(work.scale)
     codes = work.codes
     scale = work.scale
     zero_point = work.zero_point
@@ -176,19 +168,66 @@ def round_blocked(matrix: Array, spec: QuantSpec) -> tuple[Array, QuantParams]:
     if spec.granularity == "channel":
         scale = scale[:, 0]
         zero_point = zero_point[:, 0]
-    return codes, QuantParams(scale, zero_point, spec, 0)
+    return codes, QuantParams(scale, zero_point, spec, 0), None
 
 
-def _round_on_threads(work: _Work) -> None:
+def _check_finite(found: Array) -> None:
+    xp = array_namespace(found)
+    if not bool(xp.all(xp.isfinite(found))):
+        raise NonFiniteWeight(
+            "a weight holds NaN or Inf; repair it, or keep its op in float with a rule"
+        )
+
+
+def _round_on_stored(work: _Work) -> Rounded:
+    """Round to scales that are known only when the whole weight was read."""
+    xp = array_namespace(work.matrix)
+    spec = work.spec
+    low, high = xp.empty_like(work.scale), xp.empty_like(work.scale)
+
+    def find(work: _Work, start: int, end: int, buffer: Array) -> None:
+        block = work.grouped(start, end)
+        low[start:end, :], high[start:end, :] = _extremes_of(
+            block, buffer, magnitude=False
+        )
+
+    _each_block(work, find)
+    _check_finite(low)
+    _check_finite(high)
+    by_row = (slice(None), 0) if spec.granularity == "channel" else ...
+    params, second = choose_params(low[by_row], high[by_row], spec, 0)
+    shape = tuple(work.scale.shape)
+    scale = xp.reshape(params.scale, shape)
+    zero_point = xp.astype(xp.reshape(params.zero_point, shape), xp.float32)
+
+    def round_block(work: _Work, start: int, end: int, steps: Array) -> None:
+        block = work.grouped(start, end)
+        xp.divide(block, _along(scale[start:end, :], work.size), out=steps)
+        _codes_of_steps(work, start, end, steps, zero_point[start:end, :])
+
+    _each_block(work, round_block)
+    return work.codes, params, second
+
+
+def _each_block(work: _Work, by_block: ByBlock) -> None:
+    """Work through all rows: with NumPy on threads, with torch, which has its own, here."""
+    if is_numpy_array(work.matrix):
+        _round_on_threads(work, by_block)
+        return
+    rows, features = work.matrix.shape
+    _round_rows(work, by_block, 0, rows, max(1, _TORCH_BLOCK // features))
+
+
+def _round_on_threads(work: _Work, by_block: ByBlock) -> None:
     rows, features = work.matrix.shape
     workers = threads()
     block = _numpy_block(rows * features, workers)
     step = max(1, block // features)
 
     def round_share(first: int, last: int) -> None:
-        _quietly(work, first, last, step)
+        _quietly(work, by_block, first, last, step)
 
-    _spread_over_threads(round_share, rows, step, workers)
+    spread_over_threads(round_share, rows, step, workers)
 
 
 def _numpy_block(elements: int, workers: int) -> int:
@@ -198,24 +237,25 @@ def _numpy_block(elements: int, workers: int) -> int:
     return min(_NUMPY_BLOCK, max(2**15, share))
 
 
-def _quietly(work: _Work, first: int, last: int, step: int) -> None:
+def _quietly(work: _Work, by_block: ByBlock, first: int, last: int, step: int) -> None:
     # Rows longer than NumPy's buffer spare it a copy of the scales that it spreads over them.
     before = np.setbufsize(1024)
     try:
         # Scales of zero are mended afterwards.
         with np.errstate(invalid="ignore", divide="ignore"):
-            _round_rows(work, first, last, step)
+            _round_rows(work, by_block, first, last, step)
     finally:
         np.setbufsize(before)
 
 
-def _round_rows(work: _Work, first: int, last: int, step: int) -> None:
-    """Round some rows, ``step`` of them at a time, in one buffer."""
+def _round_rows(
+    work: _Work, by_block: ByBlock, first: int, last: int, step: int
+) -> None:
+    """Go through some rows, ``step`` of them at a time, with one buffer."""
     buffer = work.buffer(min(step, last - first))
-    round_block = _round_symmetric if work.zero_point is None else _round_asymmetric
     for start in range(first, last, step):
         end = min(start + step, last)
-        round_block(work, start, end, buffer[: end - start, ...])
+        by_block(work, start, end, buffer[: end - start, ...])
 
 
 def _round_symmetric(work: _Work, start: int, end: int, steps: Array) -> None:
@@ -241,8 +281,16 @@ def _round_asymmetric(work: _Work, start: int, end: int, steps: Array) -> None:
     work.scale[start:end, :] = params.scale
     work.zero_point[start:end, :] = params.zero_point
     xp.divide(block, _along(params.scale, work.size), out=steps)
-    xp.round(steps, out=steps)
     zero_point = xp.astype(params.zero_point, xp.float32)
+    _codes_of_steps(work, start, end, steps, zero_point)
+
+
+def _codes_of_steps(
+    work: _Work, start: int, end: int, steps: Array, zero_point: Array
+) -> None:
+    """Make codes of numbers in units of their scales, which are overwritten."""
+    xp = array_namespace(steps)
+    xp.round(steps, out=steps)
     steps += _along(zero_point, work.size)
     xp.clip(steps, *work.code_range, out=steps)
     work.codes[start:end, :] = xp.reshape(steps, (end - start, -1))
@@ -280,21 +328,3 @@ def _without_zero_scales(
     mended = xp.where(bad[:, :, None], middles, grouped)
     scale = xp.where(bad, xp.ones_like(scale), scale)
     return scale, xp.reshape(mended, tuple(codes.shape))
-
-
-def _spread_over_threads(
-    work: Callable[[int, int], None], rows: int, step: int, count: int
-) -> None:
-    blocks = -(-rows // step)
-    count = min(count, blocks)
-    if count <= 1:
-        work(0, rows)
-        return
-    share = -(-blocks // count) * step
-    with ThreadPoolExecutor(count) as pool:
-        pending = []
-        for start in range(0, rows, share):
-            end = min(start + share, rows)
-            pending.append(pool.submit(work, start, end))
-        for future in pending:
-            future.result()

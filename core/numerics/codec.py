@@ -126,7 +126,13 @@ def choose_params(
         params = QuantParams(
             _scale_without_zero_point(absmax, spec), zero_point, spec, axis
         )
-    return rounded_scale(levelled(params, absmax))
+    stored, second = rounded_scale(levelled(params, absmax))
+    if is_integer(spec) and not spec.symmetric and spec.scale_dtype is not None:
+        # The zero point is where 0 lies on the grid that is stored.
+        stored = affine_params(
+            low, high, spec, axis, convention=convention, scale=stored.scale
+        )
+    return stored, second
 
 
 def _scale_without_zero_point(absmax: Array, spec: QuantSpec) -> Array:

@@ -75,6 +75,52 @@ def unpack(
     return xp.astype(numbers, xp.int8)
 
 
+_CHUNK = 2**20
+"""Codes that are packed or unpacked at a time: the arithmetic is wider than the codes."""
+
+
+def pack_stream(codes: Array, bits: int) -> Array:
+    """Pack all codes of an array, in C order, as one stream of bits: only its last byte may be
+    filled up.
+
+    Args:
+        codes: As :func:`pack` takes them, any shape.
+        bits: 1 to 8.
+
+    Returns:
+        uint8, flat.
+    """
+    xp = array_namespace(codes)
+    flat = xp.reshape(codes, (-1,))
+    starts = range(0, flat.shape[0], _CHUNK)
+    parts = [pack(flat[start : start + _CHUNK], bits) for start in starts]
+    return xp.concat(parts) if parts else pack(flat, bits)
+
+
+def unpack_stream(
+    packed: Array, bits: int, count: int, *, signed: bool = False
+) -> Array:
+    """Undo :func:`pack_stream`: return int8 or uint8 codes, flat.
+
+    Args:
+        packed: uint8, flat.
+        bits: 1 to 8.
+        count: How many codes there are.
+        signed: Whether the codes' highest bit is a sign.
+    """
+    xp = array_namespace(packed)
+    if not count:
+        return unpack(packed, bits, 0, signed=signed)
+    # A chunk of codes fills whole bytes: its length is a multiple of eight.
+    step = _CHUNK * bits // 8
+    parts = []
+    for start in range(0, packed.shape[0], step):
+        own = packed[start : start + step]
+        parts.append(unpack(own, bits, min(_CHUNK, count), signed=signed))
+        count -= _CHUNK
+    return xp.concat(parts)
+
+
 def _fills_three_bytes(bits: int, order: Order) -> bool:
     """True if three bytes hold whole codes though one does not."""
     return bits in (3, 6) and order == "low"

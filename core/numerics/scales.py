@@ -23,6 +23,10 @@ SecondLevel = dict[str, Any]
 """``scale_codes`` (uint8, the shape of the scales), ``scale_scale``, ``scale_offset`` (float32)."""
 
 
+Stored = tuple[QuantParams, SecondLevel | None]
+"""Parameters with scales as they are stored, and their second level where they have one."""
+
+
 def shares_scales(spec: QuantSpec) -> bool:
     """True if the scales of one tensor share a second level.
 
@@ -31,23 +35,33 @@ def shares_scales(spec: QuantSpec) -> bool:
     return spec.dtype == "nvfp4" or spec.scale_dtype in ("uint8", "fp8_e4m3fn")
 
 
+def has_movable_scales(spec: QuantSpec) -> bool:
+    """True if each scale may be chosen by itself, and is rounded afterwards to what is stored.
+
+    Powers of two cannot, which are coarse, nor can scales in fp8 over one float32.
+    """
+    alone = spec.model_copy(update={"scale_dtype": None})
+    return has_free_scales(alone) and spec.scale_dtype in (None, *HALVES, "uint8")
+
+
 def has_free_scales(spec: QuantSpec) -> bool:
     """True if any positive float32 may be a scale.
 
     It is not rounded to a format, no power of two, not fixed at one.
     """
     is_block_format = spec.dtype.startswith(("mx", "nvfp"))
-    is_plain = spec.scale_dtype in (None, "float32")
+    is_plain = spec.scale_dtype is None
     return is_plain and not is_block_format and spec.dtype not in HALVES
 
 
 def rounded_scale(params: QuantParams) -> tuple[QuantParams, SecondLevel | None]:
     """Round the scales to the spec's ``scale_dtype``.
 
-    Codes are then made with the scales that will be stored. ``float16``, ``bfloat16``; ``e8m0``:
-    the next power of two, so that nothing is clipped; ``fp8_e4m3fn`` (and always for the dtype
-    nvfp4): with one float32 per tensor; ``uint8``: double quantization, 8-bit codes of the scales
-    in blocks of 256 with a float32 scale and offset each.
+    Codes are then made with the scales that will be stored. ``bfloat16``; ``float16``, which are
+    all of them bfloat16 where float16 would hold one with fewer digits than that or not at all;
+    ``e8m0``: the next power of two, so that nothing is clipped; ``fp8_e4m3fn`` (and always for the
+    dtype nvfp4): with one float32 per tensor; ``uint8``: double quantization, 8-bit codes of the
+    scales in blocks of 256 with a float32 scale and offset each.
 
     Raises:
         SchemeError: If the scales' format is unknown.
@@ -55,7 +69,7 @@ def rounded_scale(params: QuantParams) -> tuple[QuantParams, SecondLevel | None]
     name = params.spec.scale_dtype
     if params.spec.dtype == "nvfp4" or name == "fp8_e4m3fn":
         return _two_level(params)
-    if name in (None, "float32"):
+    if name is None:
         return params, None
     if name in HALVES:
         return replace(params, scale=_half_scale(params.scale, name)), None
@@ -69,18 +83,106 @@ def rounded_scale(params: QuantParams) -> tuple[QuantParams, SecondLevel | None]
     )
 
 
+def scale_of(second: SecondLevel) -> Array:
+    """Return the float32 scales that the codes of a second level stand for, in their shape."""
+    codes = second["scale_codes"]
+    whole = second["scale_scale"]
+    if "scale_offset" not in second:
+        return from_codes(codes, _E4M3) * whole
+    return restored_scale(codes, whole, second["scale_offset"])
+
+
+def settled(tensor_params: QuantParams, second: SecondLevel | None) -> Stored:
+    """Return parameters whose scales can be stored: those given where they can.
+
+    What an algorithm rounded in parts, or not at all, is rounded together; its codes stay.
+
+    Args:
+        tensor_params: Of a whole weight.
+        second: What goes with them.
+    """
+    xp = array_namespace(tensor_params.scale)
+    has_codes = second is not None and "scale_codes" in second
+    if has_codes and bool(xp.all(scale_of(second or {}) == tensor_params.scale)):
+        return tensor_params, second
+    if has_free_scales(tensor_params.spec) or tensor_params.spec.dtype in HALVES:
+        return tensor_params, second
+    rounded, again = rounded_scale(tensor_params)
+    if again is None and bool(xp.all(rounded.scale == tensor_params.scale)):
+        return tensor_params, second
+    return rounded, again
+
+
+class FixedSteps:
+    """The numbers that scales of a weight may be, known before they are chosen.
+
+    Scales over a second level depend on each other. Where they are chosen one group of columns
+    after the other, with codes made in between, the second level is fixed first: over the scales
+    that the weight as it was would have, with some room.
+
+    Args:
+        params: Scales of shape (rows, groups), with ``scale_dtype`` uint8.
+    """
+
+    def __init__(self, params: QuantParams) -> None:
+        blocks = _in_blocks(params.scale)
+        xp = array_namespace(blocks)
+        self._low = xp.min(blocks, axis=1) / _ROOM
+        self._step = _steps_between(self._low, xp.max(blocks, axis=1) * _ROOM)
+        every = xp.ones_like(blocks)
+        self._lows = _out_of_blocks(every * self._low[:, None], params.scale)
+        self._steps = _out_of_blocks(every * self._step[:, None], params.scale)
+
+    def of_group(self, params: QuantParams, group: int) -> QuantParams:
+        """Return one group's parameters, shape (rows, 1), with the nearest scales that may be."""
+        low = self._lows[:, group : group + 1]
+        step = self._steps[:, group : group + 1]
+        restored = _codes_between(params.scale, low, step) * step + low
+        return replace(params, scale=restored)
+
+    def second(self, params: QuantParams) -> Stored:
+        """Return all groups' parameters, chosen by :meth:`of_group`, with their second level."""
+        codes = _codes_between(params.scale, self._lows, self._steps)
+        xp = array_namespace(codes)
+        kept = {
+            "scale_codes": xp.astype(codes, xp.uint8),
+            "scale_scale": self._step,
+            "scale_offset": self._low,
+        }
+        return replace(params, scale=scale_of(kept)), kept
+
+
+_ROOM = 1.15
+"""By how much a group's scale may come to lie beyond those of the weight as it was: what later
+columns take of the errors of earlier ones moves their ranges by less."""
+
+
 def _half_scale(scale: Array, name: str) -> Array:
+    if name == "float16" and _in_reach_of_half(scale):
+        return _through(scale, "float16")
+    # bfloat16 reaches as far as float32, but for the largest: they would become infinite.
     xp = array_namespace(scale)
-    if name == "float16":
-        # It has useful subnormal numbers.
-        least = float(np.finfo(np.float16).smallest_subnormal)
-        largest = float(np.finfo(np.float16).max)
-    else:
-        # bfloat16 reaches as far as float32.
-        least = float(np.finfo(np.float32).tiny)
-        largest = float(np.finfo(np.float32).max)
-    bounded = xp.clip(scale, least, largest)
-    half = xp.astype(bounded, half_dtype(scale, name))
+    bounded = xp.clip(scale, float(np.finfo(np.float32).tiny), _LARGEST_BFLOAT16)
+    return _through(bounded, "bfloat16")
+
+
+_LARGEST_BFLOAT16 = float.fromhex("0x1.fep127")
+
+_LEAST_OF_HALF = 2.0**-17
+"""The least number that float16 holds with eight binary digits, as many as bfloat16 has."""
+
+
+def _in_reach_of_half(scale: Array) -> bool:
+    """Return whether float16 holds all scales with at least the digits of bfloat16."""
+    xp = array_namespace(scale)
+    largest = float(np.finfo(np.float16).max)
+    return bool(xp.all((scale >= _LEAST_OF_HALF) & (scale <= largest)))
+
+
+def _through(scale: Array, name: str) -> Array:
+    """Return float32 scales rounded to a half."""
+    xp = array_namespace(scale)
+    half = xp.astype(scale, half_dtype(scale, name))
     return xp.astype(half, xp.float32)
 
 
@@ -135,16 +237,22 @@ def _double(params: QuantParams) -> tuple[QuantParams, SecondLevel]:
     xp = array_namespace(scale)
     blocks = _in_blocks(scale)
     low = xp.min(blocks, axis=1)
-    high = xp.max(blocks, axis=1)
-    step = nonzero((high - low) / 255)
-    offsets = low[:, None]
-    steps = step[:, None]
-    whole = xp.round((blocks - offsets) / steps)
-    codes = xp.clip(whole, 0, 255)
+    step = _steps_between(low, xp.max(blocks, axis=1))
+    codes = _codes_between(blocks, low[:, None], step[:, None])
     kept = xp.astype(_out_of_blocks(codes, scale), xp.uint8)
     second = {"scale_codes": kept, "scale_scale": step, "scale_offset": low}
-    rounded = replace(params, scale=restored_scale(kept, step, low))
-    return rounded, second
+    return replace(params, scale=scale_of(second)), second
+
+
+def _steps_between(low: Array, high: Array) -> Array:
+    """Return the steps with which 8-bit codes reach from one end of a block to the other."""
+    return nonzero((high - low) / 255)
+
+
+def _codes_between(scale: Array, low: Array, step: Array) -> Array:
+    """Return the codes of the nearest steps, whole float32 numbers."""
+    xp = array_namespace(scale)
+    return xp.clip(xp.round((scale - low) / step), 0, 255)
 
 
 def held_by_float16(scale: Any) -> bool:

@@ -13,7 +13,7 @@ from octavo.core.values.sizes import stored_bytes
 from .affine import Array, QuantParams
 from .codec import decode
 from .low_rank import Repair
-from .packing import pack, unpack
+from .packing import pack_stream, unpack_stream
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -60,10 +60,6 @@ class QuantizedTensor:
         return stored_bytes(self.params.spec, self.shape, self.params.axis) + repair
 
 
-_CHUNK = 2**20
-"""Codes that are packed or unpacked at a time: the arithmetic is wider than the codes."""
-
-
 class PackedTensor(QuantizedTensor):
     """A quantized tensor that keeps its codes in two, three, four or six bits each.
 
@@ -87,15 +83,12 @@ class PackedTensor(QuantizedTensor):
         codes = tensor.codes
         xp = array_namespace(codes)
         signed = codes.dtype == xp.int8
-        flat = xp.reshape(codes, (-1,))
         offset = 2 ** (bits - 1) if signed else 0
-        starts = range(0, flat.shape[0], _CHUNK)
-        parts = [pack(flat[start : start + _CHUNK] + offset, bits) for start in starts]
         fields = {
             "params": tensor.params,
             "extra": tensor.extra,
             "repair": tensor.repair,
-            "packed": xp.concat(parts) if parts else pack(flat, bits),
+            "packed": pack_stream(codes + offset if offset else codes, bits),
             "_shape": tensor.shape,
             "_signed": signed,
         }
@@ -112,22 +105,9 @@ class PackedTensor(QuantizedTensor):
         """The codes, unpacked for the caller alone."""
         bits = self.params.spec.bits
         xp = array_namespace(self.packed)
-        codes = xp.reshape(self._flat_codes(bits), self._shape)
+        flat = unpack_stream(self.packed, bits, prod(self._shape))
+        codes = xp.reshape(flat, self._shape)
         return xp.astype(codes, xp.int8) - 2 ** (bits - 1) if self._signed else codes
-
-    def _flat_codes(self, bits: int) -> Array:
-        xp = array_namespace(self.packed)
-        left = prod(self._shape)
-        if not left:
-            return unpack(self.packed, bits, 0)
-        # A chunk of codes fills whole bytes: its length is a multiple of eight.
-        step = _CHUNK * bits // 8
-        parts = []
-        for start in range(0, self.packed.shape[0], step):
-            count = min(_CHUNK, left)
-            parts.append(unpack(self.packed[start : start + step], bits, count))
-            left -= count
-        return xp.concat(parts)
 
     @property
     def shape(self) -> tuple[int, ...]:

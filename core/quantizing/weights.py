@@ -15,7 +15,7 @@ from octavo.core.numerics.codec import choose_params
 from octavo.core.numerics.layout import from_matrix, to_matrix
 from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rows import rounding_rows
-from octavo.core.numerics.scales import rounded_scale, shares_scales
+from octavo.core.numerics.scales import rounded_scale, settled, shares_scales
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import OpScheme, QuantSpec
@@ -77,6 +77,8 @@ def quantize_weight(
         ) from error
     except SchemeError as error:
         raise SchemeError(f"op {op.name!r}: {error}") from error
+    params, extra = settled(result.params, result.extra)
+    result = replace(result, params=params, extra=extra)
     return _in_own_shape(result, tuple(array.shape), axis)
 
 

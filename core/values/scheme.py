@@ -87,7 +87,8 @@ class QuantSpec(Frozen):
             VNNI).
         scale_dtype: Format of the scales themselves: ``float16``, ``bfloat16``, ``uint8`` (codes
             over a second level), ...; None for float32, also where that is written out. Weights are
-            rounded with the scales as they are stored.
+            rounded with the scales as they are stored. Where float16 does not reach, all scales of
+            a weight are bfloat16, which are as wide.
     """
 
     dtype: str

@@ -36,7 +36,10 @@ from .stored_weights import (
 
 Tensor = torch.Tensor
 TENSORS, FACTS = "model.safetensors", "model.json"
-_FORMAT = 2
+_FORMAT = 3
+"""Written. 3 packs zero points and drops what the spec or a second level implies."""
+
+_READ = (2, _FORMAT)
 _DAMAGE = (KeyError, TypeError, AttributeError, RuntimeError)
 """What is raised where rows and tensors do not belong together."""
 
@@ -212,9 +215,10 @@ def read(folder: Path) -> Saved:
         raise ModelError(
             f"{folder} is no saved torch candidate, or it is damaged: {error}"
         ) from error
-    if raw.get("format") != _FORMAT:
+    if raw.get("format") not in _READ:
+        told = " and ".join(map(str, _READ))
         raise ModelError(
-            f"{folder} has format {raw.get('format')!r}; this octavo reads format {_FORMAT}"
+            f"{folder} has format {raw.get('format')!r}; this octavo reads formats {told}"
         )
     try:
         return _read(raw, tensors)

@@ -19,6 +19,7 @@ from octavo.core.numerics.affine import (
     narrow,
 )
 from octavo.core.numerics.layout import spread
+from octavo.core.numerics.scales import has_movable_scales, rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
@@ -74,11 +75,14 @@ class AutoRound(WeightAlgorithm):
             return QuantizedTensor(
                 narrow(xp.astype(weight, xp.int32), spec), start, extra
             )
-        is_free = context.params is None and spec.scale_dtype is None
+        is_free = context.params is None and has_movable_scales(spec)
         learn_range = is_free and spec.granularity != "tensor"
         begun = _offset_to(context.start, weight)
         best = self._descend(weight, gram, start, learn_range, begun)
         params = QuantParams(best.scale, best.zero_point, spec, start.axis)
+        if learn_range:
+            # Rows have their scales from different steps: over one second level, together.
+            params, extra = rounded_scale(params)
         found = QuantizedTensor(narrow(best.codes, spec), params, extra)
         if context.start is None:
             return unshrunk(found, weight, context)
@@ -114,7 +118,7 @@ class AutoRound(WeightAlgorithm):
             offset = xp.minimum(xp.maximum(moved, lowest), highest)
             if learn_range:
                 shares = shares.stepped(rounded.slopes(slope, params), start, step)
-                params = shares.of_range(start)
+                params, _ = rounded_scale(shares.of_range(start))
         assert best is not None
         return best
 

@@ -10,7 +10,11 @@ from octavo.core.contract.algorithm import WeightAlgorithm, WeightConfig, Weight
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import Array, QuantParams
 from octavo.core.numerics.codec import encode
-from octavo.core.numerics.scales import shares_scales
+from octavo.core.numerics.scales import (
+    FixedSteps,
+    has_movable_scales,
+    shares_scales,
+)
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
@@ -92,14 +96,22 @@ class Gptq(WeightAlgorithm):
         if 0 in matrix.shape:
             params, extra = self._grid(weight, spec, context, diagonal)
             return QuantizedTensor(encode(weight, params), params, extra)
+        size = spec.group_size or matrix.shape[1]
+        shared = shares_scales(spec) and has_movable_scales(spec)
+
+        # Scales over a second level are chosen free, and taken to the nearest that may be.
+        free = spec.model_copy(update={"scale_dtype": None}) if shared else spec
+        fixed, extra, steps = None, None, None
+        if self._chooses_first(spec) or context.start is not None:
+            fixed, extra = self._grid(weight, spec, context, diagonal)
+        elif shared:
+            steps = FixedSteps(self._grid(weight, free, context, diagonal)[0])
 
         def grid(part: Array, first: int) -> QuantParams:
             importance = diagonal[first : first + part.shape[1]]
-            return self._grid(part, spec, context, importance)[0]
+            params = self._grid(part, free, context, importance)[0]
+            return steps.of_group(params, first // size) if steps else params
 
-        fixed, extra = None, None
-        if self._chooses_first(spec) or context.start is not None:
-            fixed, extra = self._grid(weight, spec, context, diagonal)
         if self.config.act_order:
             assert fixed is not None
             codes = self._by_size_of_inputs(weight, gram, fixed, grid, drift)
@@ -108,6 +120,8 @@ class Gptq(WeightAlgorithm):
             feedback, carried = self._factors(gram, drift)
             sweep = Sweep(weight, spec, feedback, fixed, drift=carried)
             codes, params = sweep.run(grid)
+            if steps is not None:
+                params, extra = steps.second(params)
             found = QuantizedTensor(codes, params, extra)
         # With drifted inputs the better row is not the one of less weight error.
         if context.start is None or drift is not None:
@@ -153,7 +167,8 @@ class Gptq(WeightAlgorithm):
         """
         if self.config.static_groups or self.config.act_order:
             return True
-        return not is_grouped(spec) or shares_scales(spec)
+        is_shared = shares_scales(spec) and not has_movable_scales(spec)
+        return not is_grouped(spec) or is_shared
 
     def _grid(
         self, part: Array, spec: QuantSpec, context: WeightContext, importance: Array

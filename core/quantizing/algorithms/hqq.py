@@ -82,6 +82,8 @@ class Hqq(WeightAlgorithm):
         beta = self.config.beta
         for _ in range(self.config.iterations):
             state, tried = turn(given, state, beta)
+            if spec.scale_dtype in HALVES:
+                tried, _ = rounded_scale(tried)
             error = cost(weight, project(weight, tried))
             better = error < best_error
             best_error = xp.where(better, error, best_error)

@@ -119,7 +119,8 @@ def weighted_grid(
         better = tried_error < error
         error = xp.where(better, tried_error, error)
         params = chosen(better, tried, params)
-    return params, extra
+    # Scales of several turns share one second level.
+    return rounded_scale(params)
 
 
 def _fitted(weight: Array, params: QuantParams, heed: Array) -> QuantParams:

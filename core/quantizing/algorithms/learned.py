@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from octavo.core.contract.algorithm import WeightContext
 from octavo.core.numerics.affine import Array
-from octavo.core.numerics.scales import has_free_scales
+from octavo.core.numerics.scales import has_movable_scales, rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 
 
@@ -108,14 +108,14 @@ def grown(found: QuantizedTensor, weight: Array, outputs: Array) -> QuantizedTen
     """
     spec = found.params.spec
     is_by_row = spec.granularity == "channel" or spec.granularity.startswith("group:")
-    if not (is_by_row and has_free_scales(spec)):
+    if not (is_by_row and has_movable_scales(spec)):
         return found
     growth = _shrinkage(weight, found.dequantize(), outputs)
     scale = found.params.scale
     if scale.ndim > 1:
         growth = growth[:, None]
-    params = replace(found.params, scale=scale * growth)
-    return QuantizedTensor(found.codes, params, found.extra)
+    params, extra = rounded_scale(replace(found.params, scale=scale * growth))
+    return QuantizedTensor(found.codes, params, extra)
 
 
 def _shrinkage(weight: Array, rounded: Array, outputs: Array) -> Array:

@@ -9,18 +9,9 @@ from array_api_compat import array_namespace
 from octavo.core.numerics.affine import Array, QuantParams
 from octavo.core.numerics.codec import project
 from octavo.core.numerics.layout import spread
-from octavo.core.numerics.scales import HALVES, has_free_scales
-from octavo.core.values.scheme import QuantSpec
+from octavo.core.numerics.scales import has_movable_scales as can_fit
 
-
-def can_fit(spec: QuantSpec) -> bool:
-    """True if each scale may be moved by itself.
-
-    Powers of two cannot, nor can scales that share a second level. Scales that are stored as halves
-    can, and are rounded afterwards.
-    """
-    alone = spec.model_copy(update={"scale_dtype": None})
-    return has_free_scales(alone) and spec.scale_dtype in (None, "float32", *HALVES)
+__all__ = ["can_fit", "chosen", "in_steps", "rounded_steps", "with_fitted"]
 
 
 def in_steps(numbers: Array, params: QuantParams) -> Array:

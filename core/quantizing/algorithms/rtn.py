@@ -65,8 +65,7 @@ class RoundToNearest(WeightAlgorithm):
         is_plain = self.config.clip == "none" and self.config.convention == "octavo"
         # The same numbers, at the speed of memory.
         if is_plain and not is_stochastic and takes(matrix, spec):
-            codes, params = round_blocked(matrix, spec)
-            return QuantizedTensor(codes, params)
+            return QuantizedTensor(*round_blocked(matrix, spec))
         params, extra = self._grid(matrix, spec, context)
         return QuantizedTensor(encode(matrix, params, rounding), params, extra)
 

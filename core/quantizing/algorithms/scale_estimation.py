@@ -79,7 +79,8 @@ class ScaleEstimation(WeightAlgorithm):
         is_free = can_fit(spec) and context.params is None
         if is_free and 0 not in matrix.shape:
             estimated = self._estimated(weight, params, GroupOutputs(gram, spec))
-            params = nearer_in_whole(weight, params, estimated, gram)
+            nearer = nearer_in_whole(weight, params, estimated, gram)
+            params, extra = rounded_scale(nearer)
         found = QuantizedTensor(encode(weight, params), params, extra)
         return unshrunk(found, weight, context) if self.config.keep_size else found
 
@@ -201,8 +202,8 @@ def refitted(start: QuantizedTensor, weight: Array, gram: Array) -> QuantizedTen
         leaning = leaning + xp.matmul(moved, gram[columns, :])
         scales[:, group] = after
     fitted = replace(params, scale=scales[:, 0] if is_flat else scales)
-    rounded, _ = rounded_scale(fitted)
-    return QuantizedTensor(start.codes, rounded, start.extra)
+    rounded, extra = rounded_scale(fitted)
+    return QuantizedTensor(start.codes, rounded, extra)
 
 
 def nearer_in_whole(

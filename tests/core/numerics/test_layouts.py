@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from octavo.core.errors import NonFiniteWeight, SchemeError
-from octavo.core.numerics import tensor
+from octavo.core.numerics import packing
 from octavo.core.numerics.affine import affine_params, quantize
 from octavo.core.numerics.blocked import round_blocked, takes
 from octavo.core.numerics.codec import choose_params, decode, encode
@@ -136,11 +136,14 @@ CASES = [
     "granularity",
     ["channel", "group:32", "group:6", "group:8", "group:96", "group:320"],
 )
+@pytest.mark.parametrize("scales", [None, "float16", "bfloat16", "uint8"])
 @pytest.mark.parametrize(("dtype", "symmetric"), CASES)
 def test_blocked_rounding_equals_the_plain_one(
-    dtype: str, symmetric: bool, granularity: str
+    dtype: str, symmetric: bool, granularity: str, scales: str | None
 ) -> None:
-    spec = QuantSpec(dtype=dtype, symmetric=symmetric, granularity=granularity)
+    spec = QuantSpec(
+        dtype=dtype, symmetric=symmetric, granularity=granularity, scale_dtype=scales
+    )
     x = np.random.default_rng(0).normal(size=(300, 960)).astype(np.float32)
     x[1], x[2], x[0, :64], x[0, 64] = 0, 3.0, 0, 1e-45
     # One sign, ties, negative zeros.
@@ -150,12 +153,15 @@ def test_blocked_rounding_equals_the_plain_one(
         np.round(x[5]) * 0.5,
         -0.0,
     )
-    params, _ = choose_params(*ranges(x, spec), spec, 0)
+    params, second = choose_params(*ranges(x, spec), spec, 0)
     expected = encode(x, params)
     kinds = [make(x) for make in MAKERS.values()]
     for matrix in (*kinds, np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2]):
         assert takes(matrix, spec)
-        codes, found = round_blocked(matrix, spec)
+        codes, found, extra = round_blocked(matrix, spec)
+        assert (extra or {}).keys() == (second or {}).keys()
+        for name, value in (second or {}).items():
+            np.testing.assert_array_equal(np.asarray((extra or {})[name]), value)
         np.testing.assert_array_equal(np.asarray(codes), expected)
         assert str(codes.dtype).endswith(str(expected.dtype))
         np.testing.assert_array_equal(np.asarray(found.scale), params.scale)
@@ -187,7 +193,7 @@ def test_blocked_rounding_needs_little_memory() -> None:
     x = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
     for granularity in ("channel", "group:32"):
         tracemalloc.start()
-        codes, params = round_blocked(
+        codes, params, _ = round_blocked(
             x, QuantSpec(dtype="int4", granularity=granularity)
         )
         extra = (
@@ -288,7 +294,7 @@ def test_rows_are_what_the_weight_multiplies(
 def test_a_packed_tensor_is_the_tensor_in_fewer_bytes(
     dtype: str, backend: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensor, "_CHUNK", 64)
+    monkeypatch.setattr(packing, "_CHUNK", 64)
     spec = QuantSpec(dtype=dtype, granularity="channel")
     signed = dtype.startswith("int")
     low = -(2 ** (spec.bits - 1)) if signed else 0

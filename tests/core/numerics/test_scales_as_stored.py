@@ -8,12 +8,17 @@ import pytest
 
 from octavo.core.errors import SchemeError
 from octavo.core.numerics.affine import QuantParams, nonzero
+from octavo.core.numerics.codec import choose_params
 from octavo.core.numerics.layout import contiguous, from_matrix, stretch, to_matrix
 from octavo.core.numerics.ranges import ranges, token_params
 from octavo.core.numerics.scales import (
+    FixedSteps,
     has_free_scales,
+    has_movable_scales,
     levelled,
     rounded_scale,
+    scale_of,
+    settled,
     shares_scales,
 )
 from octavo.core.values.scheme import QuantSpec
@@ -27,17 +32,86 @@ def params(scale: list[list[float]], **fields: str) -> QuantParams:
     return QuantParams(array, np.zeros(array.shape, np.int32), spec, 0)
 
 
-def test_halves() -> None:
-    scale = [[0.1, 1e-12, 1e6, 3.0]]
-    for name, dtype in (("float16", np.float16), ("bfloat16", ml_dtypes.bfloat16)):
-        found, extra = rounded_scale(params(scale, scale_dtype=name))
-        assert extra is None
-        exact = np.asarray(scale, np.float32)
-        if name == "float16":
-            exact = np.clip(exact, 2.0**-24, 65504)
-        np.testing.assert_array_equal(
-            found.scale, exact.astype(dtype).astype(np.float32)
-        )
+@pytest.mark.parametrize(
+    ("scale", "name", "dtype"),
+    [
+        ([0.1, 3.0, 65504.0, 2.0**-17], "float16", np.float16),
+        ([0.1, 3.0, 1e-12, 1e6], "bfloat16", ml_dtypes.bfloat16),
+        # float16 has no such numbers, or fewer digits for them than bfloat16.
+        ([0.1, 3.0, 7e4], "float16", ml_dtypes.bfloat16),
+        ([0.1, 3.0, 1e-9], "float16", ml_dtypes.bfloat16),
+        ([0.1, 3.0, 7e-6], "float16", ml_dtypes.bfloat16),
+    ],
+)
+def test_halves(scale: list[float], name: str, dtype: type) -> None:
+    found, extra = rounded_scale(params([scale], scale_dtype=name))
+    assert extra is None
+    exact = np.asarray([scale], np.float32)
+    np.testing.assert_array_equal(found.scale, exact.astype(dtype).astype(np.float32))
+
+
+def test_the_largest_scales_stay_finite_and_the_least_stay_above_zero() -> None:
+    ends = [[float(np.finfo(np.float32).max), 1e-45]]
+    for name in ("float16", "bfloat16"):
+        found, _ = rounded_scale(params(ends, scale_dtype=name))
+        assert np.isfinite(found.scale).all()
+        assert (found.scale > 0).all()
+
+
+def test_a_second_level_stands_for_the_scales_that_were_rounded() -> None:
+    scale = np.random.default_rng(1).uniform(0.1, 2, (7, 100)).astype(np.float32)
+    for name in ("uint8", "fp8_e4m3fn"):
+        found, second = rounded_scale(params(scale.tolist(), scale_dtype=name))
+        assert second is not None
+        np.testing.assert_array_equal(scale_of(second), found.scale)
+
+
+def test_scales_that_cannot_be_stored_are_rounded_together() -> None:
+    scale = np.random.default_rng(2).uniform(0.1, 2, (3, 100)).astype(np.float32)
+    for name in ("float16", "bfloat16", "uint8", "fp8_e4m3fn", "e8m0"):
+        raw = params(scale.tolist(), scale_dtype=name)
+        expected, _ = rounded_scale(raw)
+        found, second = settled(raw, None)
+        np.testing.assert_array_equal(found.scale, expected.scale)
+        again = settled(found, second)
+        assert again[0] is found
+        assert again[1] is second
+    # A stale second level is none of these scales'.
+    raw = params(scale.tolist(), scale_dtype="uint8")
+    _, stale = rounded_scale(params((2 * scale).tolist(), scale_dtype="uint8"))
+    found, second = settled(raw, stale)
+    assert second is not None
+    np.testing.assert_array_equal(scale_of(second), found.scale)
+    plain = params(scale.tolist())
+    assert settled(plain, None)[0] is plain
+
+
+def test_groups_one_after_the_other_take_numbers_of_one_second_level() -> None:
+    random = np.random.default_rng(3)
+    start = random.uniform(0.5, 2, (40, 9)).astype(np.float32)
+    steps = FixedSteps(params(start.tolist(), scale_dtype="uint8"))
+    wanted = start * random.uniform(0.9, 1.1, start.shape).astype(np.float32)
+    parts = [
+        steps.of_group(params(wanted[:, i : i + 1].tolist()), i).scale for i in range(9)
+    ]
+    whole = params(np.concatenate(parts, 1).tolist(), scale_dtype="uint8")
+    found, second = steps.second(whole)
+    np.testing.assert_array_equal(found.scale, whole.scale)
+    assert second is not None
+    np.testing.assert_array_equal(scale_of(second), whole.scale)
+    # Half a step of the widest block.
+    assert np.abs(found.scale - wanted).max() <= 0.5 * (2.3 - 0.4) / 255 + 1e-6
+
+
+def test_zero_points_go_with_the_scales_that_are_stored() -> None:
+    spec = QuantSpec(
+        dtype="uint4", symmetric=False, granularity="group:4", scale_dtype="uint8"
+    )
+    low = np.asarray([[-1.0, -7.0, -0.1]], np.float32)
+    high = np.asarray([[0.4, 900.0, 0.3]], np.float32)
+    found, _ = choose_params(low, high, spec, 0)
+    expected = np.clip(np.round(-low / found.scale), 0, 15)
+    np.testing.assert_array_equal(found.zero_point, expected)
 
 
 def test_powers_of_two_go_up() -> None:
@@ -107,6 +181,10 @@ def test_who_shares_and_who_is_free() -> None:
     free = [spec("int4"), spec("nf4", "float32"), spec("fp4_e2m1")]
     bound = [*shared, spec("mxfp4"), spec("float16"), spec("int4", "float16")]
     assert [has_free_scales(s) for s in free + bound] == [True] * 3 + [False] * 6
+    moved = [*free, *(spec("int4", n) for n in ("float16", "bfloat16", "uint8"))]
+    fixed = [spec("mxfp4"), spec("nvfp4"), spec("float16"), spec("int4", "e8m0")]
+    found = [has_movable_scales(s) for s in moved + fixed]
+    assert found == [True] * 6 + [False] * 4
 
 
 def test_extremes_of_short_blocks() -> None:
