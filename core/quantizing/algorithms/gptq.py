@@ -20,7 +20,7 @@ from octavo.core.values.scheme import QuantSpec
 from octavo.core.values.sizes import is_grouped
 
 from .learned import best_rows
-from .search import own_grid, power_cost, searched_grid
+from .search import given_grid, own_grid, power_cost, searched_grid
 from .sweep import ChooseGrid, Sweep
 
 
@@ -102,7 +102,7 @@ class Gptq(WeightAlgorithm):
         # Scales over a second level are chosen free, and taken to the nearest that may be.
         free = spec.model_copy(update={"scale_dtype": None}) if shared else spec
         fixed, extra, steps = None, None, None
-        if self._chooses_first(spec) or context.start is not None:
+        if self._chooses_first(spec) or given_grid(context) is not None:
             fixed, extra = self._grid(weight, spec, context, diagonal)
         elif shared:
             steps = FixedSteps(self._grid(weight, free, context, diagonal)[0])

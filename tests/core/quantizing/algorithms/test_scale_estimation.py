@@ -144,7 +144,7 @@ def test_rows_that_share_a_scale_are_measured_together(granularity: str) -> None
     [
         QuantSpec(dtype="mxfp4", granularity="group:32"),
         QuantSpec(dtype="nvfp4", granularity="group:16"),
-        QuantSpec(dtype="int4", granularity="group:16", scale_dtype="uint8"),
+        QuantSpec(dtype="int4", granularity="group:16", scale_dtype="fp8_e4m3fn"),
     ],
     ids=str,
 )
