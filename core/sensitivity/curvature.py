@@ -53,11 +53,12 @@ class Lent:
 
     Attributes:
         where: Transforms -> where they are taken.
-        names: Own weight name -> (its name there, the channel axis there).
+        names: Transforms -> own weight name -> (its name there, the channel axis there), for the
+            weights that are the same there.
     """
 
     where: Callable[[Transforms], Differentiated]
-    names: Mapping[str, tuple[str, int]]
+    names: Callable[[Transforms], Mapping[str, tuple[str, int]]]
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,17 @@ class Curvature:
         self._asked = asked
         self._watched = watched
 
-    def serves(self, ops: Sequence[str], scheme: OpScheme) -> bool:
+    @property
+    def is_there(self) -> bool:
+        """Whether there are gradients, own ones or another backend's of weights that are alike."""
+        if "gradients" in self._realizer.opened.capability.features:
+            return True
+        required = self._realizer.space.required
+        return self.borrowed is not None and bool(self.borrowed.names(required))
+
+    def serves(
+        self, ops: Sequence[str], scheme: OpScheme, transforms: Transforms
+    ) -> bool:
         """Return whether gradients tell all that a scheme costs a unit.
 
         They are of weights: what rounding inputs costs is told where these meet rows of a weight.
@@ -123,10 +134,10 @@ class Curvature:
             op = self._realizer.opened.view.by_name[name]
             if not op.weights or scheme.output is not None:
                 return False
-            if self.borrowed and any(
-                w.name not in self.borrowed.names for w in op.weights
-            ):
-                return False
+            if self.borrowed is not None:
+                known = self.borrowed.names(transforms)
+                if any(weight.name not in known for weight in op.weights):
+                    return False
             if scheme.input is not None and rows_of(op) is None:
                 return False
         return True
@@ -249,7 +260,7 @@ class Curvature:
         for one in rounded:
             noise = seen.get(self._key("noise", one.op.name, one.asked, transforms))
             for weight, codes in one.weights:
-                name, axis = self._there(weight)
+                name, axis = self._there(weight, transforms)
                 label = self._form(one.op, weight, one.asked, transforms)
                 added = None
                 if noise is not None:
@@ -260,10 +271,10 @@ class Curvature:
                 axes[name] = axis
         return changes, axes
 
-    def _there(self, weight: Weight) -> tuple[str, int]:
+    def _there(self, weight: Weight, transforms: Transforms) -> tuple[str, int]:
         """Return a weight's name and channel axis where gradients are taken."""
         if self.borrowed is not None:
-            return self.borrowed.names[weight.name]
+            return self.borrowed.names(transforms)[weight.name]
         return weight.name, weight.channel_axis
 
     def _form(

@@ -42,8 +42,9 @@ class Prices:
             transforms: The transforms that they are asked under.
         """
         runs = sum(self._of_kind(k, s, transforms) for k, s in missing.items())
-        # All of them look at the float model's outputs once.
-        looks = any(kind in AT_OUTPUTS for kind in missing)
+        # All of them look at the float model's outputs once, but what another backend lends.
+        own = [k for k in missing if k != "gradient" or not self.curvature.borrowed]
+        looks = any(kind in AT_OUTPUTS for kind in own)
         return runs + (self.distance.price if looks else 0)
 
     def _of_kind(

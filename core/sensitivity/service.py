@@ -136,8 +136,7 @@ class SensitivityService:
 
         ``gradient`` needs gradients, and ``hessian_trace`` these or the traces of another backend.
         """
-        has_own = "gradients" in self.opened.capability.features
-        has_gradients = has_own or self.curvature.borrowed is not None
+        has_gradients = self.curvature.is_there
         has_traces = has_gradients or self.traces.lent is not None
         there = {"gradient": has_gradients, "hessian_trace": has_traces}
         return tuple(kind for kind in self._kinds if there.get(kind, True))
@@ -177,7 +176,7 @@ class SensitivityService:
         unknown: dict[str, dict[str, OpScheme]] = {}
         for name, scheme in pairs:
             if not scheme.is_float:
-                own = self._served(kind, name, scheme)
+                own = self._served(kind, name, scheme, under)
                 key = self._key(own, name, scheme, under)
                 unknown.setdefault(own, {})[key] = scheme
         left: dict[str, list[OpScheme]] = {}
@@ -257,7 +256,7 @@ class SensitivityService:
             if scheme.is_float:
                 keys.append(None)
                 continue
-            own = self._served(kind, name, scheme)
+            own = self._served(kind, name, scheme, transforms)
             key = self._key(own, name, scheme, transforms)
             keys.append(key)
             group = drawn if own == "gradient" else wanted
@@ -275,7 +274,9 @@ class SensitivityService:
     def _settled(self, kind: str) -> str:
         return self.preferred if kind == "auto" else kind
 
-    def _served(self, kind: str, name: str, scheme: OpScheme) -> str:
+    def _served(
+        self, kind: str, name: str, scheme: OpScheme, transforms: Transforms
+    ) -> str:
         """Return the kind that answers for a pair.
 
         Where gradients cannot, the distance of the outputs does, which is in the same unit.
@@ -283,7 +284,7 @@ class SensitivityService:
         unit = self._units.get(name)
         if kind != "gradient" or unit is None:
             return kind
-        can_tell = self.curvature.serves(unit.ops, scheme)
+        can_tell = self.curvature.serves(unit.ops, scheme, transforms)
         return kind if can_tell else "output_distance"
 
     def _key(
@@ -312,7 +313,7 @@ class SensitivityService:
         """Find what the gradients of all pairs need in one pass."""
         wanted = []
         for name, scheme in pairs:
-            own = self._served("gradient", name, scheme)
+            own = self._served("gradient", name, scheme, transforms)
             key = self._key(own, name, scheme, transforms)
             is_drawn = own == "gradient" and not scheme.is_float
             if is_drawn and not self._book.is_settled(key):

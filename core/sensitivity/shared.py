@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from octavo.core.contract.strategy import RecipeSensitivity, Sensitivity
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, PartChoice
-from octavo.core.values.space import TuningSpace, Unit
+from octavo.core.values.space import TuningSpace
 
 from .service import SensitivityService
 
@@ -142,70 +141,3 @@ class SharedSensitivity(RecipeSensitivity):
         """Return what counterparts have in common; None for a unit without weights."""
         signature = self._signatures.get(name)
         return None if signature is None else (kind, signature, scheme, transforms)
-
-
-def lend_traces(services: Sequence[SensitivityService]) -> None:
-    """Let backends without gradients take the traces of the Hessian from one that has them.
-
-    A trace belongs to a weight, and counterparts have the same weights. It is lent to a backend if
-    each of its tunable units has weights and a counterpart whose ops come in the same number.
-    """
-    lender = next((s for s in services if "gradient" in s.kinds), None)
-    if lender is None:
-        return
-    units = lender.realizer.space.by_name
-    by_signature = {
-        signature: units[name]
-        for name, signature in signatures(lender.realizer.space).items()
-    }
-    for service in services:
-        if "gradient" in service.kinds:
-            continue
-        names = _counterpart_weights(service, lender, by_signature)
-        if names:
-            service.traces.lent = partial(_lent, lender, names)
-
-
-def _lent(
-    lender: SensitivityService,
-    names: Mapping[str, str],
-    transforms: tuple[PartChoice, ...],
-) -> dict[str, float]:
-    """Return the lender's traces under the borrower's names."""
-    traces = lender.traces.traces(transforms)
-    return {own: traces[other] for own, other in names.items()}
-
-
-def _counterpart_weights(
-    service: SensitivityService,
-    lender: SensitivityService,
-    units: Mapping[Signature, Unit],
-) -> dict[str, str]:
-    """Return own weight name -> the lender's; empty unless every tunable unit has its counterpart.
-
-    Args:
-        service: The borrower.
-        lender: Has the traces.
-        units: The lender's units that have weights.
-    """
-    own = signatures(service.realizer.space)
-    own_ops = service.opened.view.by_name
-    its_ops = lender.opened.view.by_name
-    found: dict[str, str] = {}
-    for unit in service.realizer.space.tunable:
-        signature = own.get(unit.name)
-        if signature is None:
-            return {}
-        other = units.get(signature)
-        if other is None or not other.tunable:
-            return {}
-        if len(other.ops) != len(unit.ops):
-            return {}
-        for mine, its in zip(unit.ops, other.ops, strict=True):
-            own_weights = own_ops[mine].weights
-            its_weights = its_ops[its].weights
-            if not own_weights or len(own_weights) != len(its_weights):
-                return {}
-            for weight, counterpart in zip(own_weights, its_weights, strict=True):
-                found[weight.name] = counterpart.name
-    return found

@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from octavo.core.errors import StoreError
+from octavo.core.sensitivity.lending import lend
 from octavo.core.sensitivity.memory import Memory, short_key, worth_keeping
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.sensitivity.shared import lend_traces
 
 from .bench import Bench
 
@@ -47,7 +47,7 @@ def sensitivity_services(
             memory=InHistory(bench, name),
             output_metric=output_metric,
         )
-    lend_traces(tuple(found.values()))
+    lend(tuple(found.values()))
     return found
 
 

@@ -15,8 +15,8 @@ from octavo.core.errors import ConfigError
 from octavo.core.opening.rules import Rule
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
+from octavo.core.sensitivity.lending import lend
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.sensitivity.shared import lend_traces
 from tests.helpers import as_opened
 
 torch = pytest.importorskip("torch")
@@ -132,9 +132,8 @@ def test_a_backend_without_gradients_borrows_the_traces_of_one_that_has_them(
     assert "hessian_trace" not in other.kinds
     with pytest.raises(ConfigError, match="no sensitivity 'hessian_trace' on numpy"):
         other("hessian_trace", pairs(other))
-    lend_traces((other, own))
+    lend((other, own))
     assert "hessian_trace" in other.kinds
-    assert "gradient" not in other.kinds
     ran = own.batches_run
     scheme = next(
         s
@@ -152,3 +151,82 @@ def test_a_backend_without_gradients_borrows_the_traces_of_one_that_has_them(
     assert mine == pytest.approx(
         own("hessian_trace", [(b, scheme) for _, b in names]), rel=1e-3
     )
+
+
+def lent(
+    tmp_path: Path, given: list[Any], *, changed: bool = False
+) -> tuple[SensitivityService, SensitivityService]:
+    """Return the service of a backend without gradients, and that of the one that lends some."""
+    own = service("torch", network(), given)
+    exported = own
+    if changed:
+        other = network()
+        with torch.no_grad():
+            other[0].weight *= 1.5
+        exported = service("torch", other, given)
+    exported.opened.session.export("onnx", tmp_path / "model.onnx")
+    arrays = [(b[0].numpy(),) for b in given]
+    mode = Rule(mode=["weight_only", "dynamic", "static"])
+    borrower = service("numpy", tmp_path / "model.onnx", arrays, mode)
+    lend((borrower, own))
+    return borrower, own
+
+
+def test_gradients_are_lent_for_the_borrowers_own_errors(tmp_path: Path) -> None:
+    borrower, _ = lent(tmp_path, batches())
+    assert borrower.preferred == "gradient"
+    asked = pairs(borrower)
+    # Rounded inputs are among them: what they add is measured under the same gradients.
+    assert {scheme.mode for _, scheme in asked} == {"weight_only", "dynamic", "static"}
+    predicted = np.array(borrower("auto", asked))
+    ran = borrower.batches_run
+    measured = np.array(borrower("output_distance", asked))
+    assert borrower.batches_run - ran >= 2 * len(asked)
+    assert np.abs(np.log(predicted / measured)).max() < np.log(2.5)
+    assert np.corrcoef(np.log(predicted), np.log(measured))[0, 1] > 0.98
+
+
+def test_gradients_of_other_weights_are_not_lent(tmp_path: Path) -> None:
+    borrower, _ = lent(tmp_path, batches(), changed=True)
+    first, *others = borrower.realizer.space.tunable
+    price = {
+        u.name: borrower.price("gradient", [(u.name, u.choices[0])])
+        for u in (first, *others)
+    }
+    # The first layer is another one there: its distance is measured in place of its gradient.
+    assert price[first.name] == 2 * 2
+    assert all(price[unit.name] > 40 for unit in others)
+    found = borrower("gradient", [(first.name, first.choices[0])])
+    assert found == borrower("output_distance", [(first.name, first.choices[0])])
+
+
+@pytest.mark.parametrize(
+    "kind", ["gradient", "output_distance", "hessian_trace", "weight_error"]
+)
+def test_a_price_is_what_is_paid(kind: str) -> None:
+    made = service("torch", network(), batches())
+    asked = pairs(made)
+    price = made.price(kind, asked)
+    assert price > 0
+    made(kind, asked)
+    assert made.batches_run == price
+    assert made.price(kind, asked) == 0
+    assert made(kind, asked)
+    assert made.batches_run == price
+
+
+def test_draws_and_rounding_are_told_as_they_go_on() -> None:
+    from contextlib import contextmanager
+
+    begun: list[int] = []
+
+    @contextmanager
+    def watched(count: int):
+        begun.append(0)
+        yield lambda: begun.__setitem__(-1, begun[-1] + 1)
+        assert begun[-1] == count
+
+    made = service("torch", network(), batches(), watched=watched)
+    asked = pairs(made)
+    made("gradient", asked)
+    assert begun == [len(asked) + 8]
