@@ -103,7 +103,7 @@ class Budget(Sequential):
             recipes = [each.recipe(each.least(limits)) for each in found]
             distances = list(service.distances(recipes))
             nearest = found[distances.index(min(distances))]
-        return checked_together(service, nearest, limits)
+        return checked_together(self.problem, service, nearest, limits)
 
     def _concluded(self) -> str:
         shown = ", ".join(f"{k} {v:g}" for k, v in self.problem.budgets.items())

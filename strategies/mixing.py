@@ -22,8 +22,9 @@ from octavo.strategies.beliefs.loss_belief import (
     LossBelief,
     padded,
 )
-from octavo.strategies.beliefs.losses import Transforms, listed_losses, shortlist
+from octavo.strategies.beliefs.losses import Transforms, shortlist
 from octavo.strategies.beliefs.picks import Picks, picks_of
+from octavo.strategies.beliefs.thrift import worthwhile_losses
 
 from . import AutoConfig
 
@@ -151,7 +152,7 @@ class Mixer:
             tried = {picks[place] for picks in self.seen}
             listed[place] = sorted(tried.union(kept))
         kind = self._config.sensitivity
-        found = listed_losses(self._problem, kind, listed, transforms)
+        found = worthwhile_losses(self._problem, kind, listed, transforms)
         losses = []
         for unit, kept, own in zip(self._units, listed, found, strict=True):
             row = np.full(len(unit.choices), np.nan)

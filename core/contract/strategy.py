@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -105,6 +105,8 @@ class Problem:
         max_trials: Evaluations that there are, at most; None where that is not known.
         budgets: Hard limits by name (``bits``, ``size``, ``latency``). A trial that overran one has
             not passed, and its ``over`` says by how much.
+        worth: Returns how many runs of a batch sensitivities are worth, beside evaluations that
+            take their time too; None where that is not known.
     """
 
     space: TuningSpace
@@ -114,6 +116,7 @@ class Problem:
     stop_at_goal: bool = False
     budgets: Mapping[str, float] = field(default_factory=dict)
     max_trials: int | None = None
+    worth: Callable[[], float | None] = lambda: None
 
 
 @dataclass(frozen=True)

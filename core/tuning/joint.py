@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from octavo.core.contract.parts import PartConfig
 from octavo.core.contract.plugins import PluginHost
@@ -21,6 +22,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .bench import Bench
+from .sensitivities import worth_of_probes
 
 
 class JointStrategy:
@@ -121,6 +123,7 @@ def build_strategy(
             settings.stop == "goal",
             bench.budgets,
             max(1, settings.max_trials // len(services)),
+            partial(worth_of_probes, bench, service),
         )
         built[name] = part.build(strategy, problem)
     joined = JointStrategy(built)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping
 from functools import partial
 from itertools import islice
@@ -15,6 +17,12 @@ from octavo.core.sensitivity.service import SensitivityService
 from .bench import Bench
 
 BATCHES = 2  # of the calibration data, that every probe is run on
+
+EVALUATIONS = 20
+"""What a search without sensitivities takes beyond one with them, and that generously."""
+
+SECONDS = 60.0
+"""Sensitivities that are found in so short a time are not weighed."""
 
 ROW = 1000
 """Scores in one row of a history: 40 bytes each, and MySQL's rows of text end at 64 KiB."""
@@ -87,6 +95,40 @@ class InHistory(Memory):
                 self._bench.tell(f"sensitivities are not kept for a resume: {error}")
                 return
             self._parts += 1
+
+
+def worth_of_probes(bench: Bench, service: SensitivityService) -> float | None:
+    """Return how many runs of a batch sensitivities are worth on one backend.
+
+    They may take as long as :data:`EVALUATIONS` evaluations, or :data:`SECONDS`. The float model's
+    own run of a batch is timed once in the life of a history, so that a resumed run decides alike.
+
+    Args:
+        bench: The run's; the float model is scored.
+        service: The backend's.
+
+    Returns:
+        None where there is no batch, or the float model cannot be run.
+    """
+    if not service.batches:
+        return None
+    key = f"worth of probes:{service.opened.name}"
+    known = bench.history.fact(key)
+    if known is not None:
+        return float(known)
+    begun = time.perf_counter()
+    with contextlib.suppress(
+        Exception
+    ):  # what fails here is told where it is asked for
+        service.opened.session.reference().run(service.batches[0])
+        each = max(time.perf_counter() - begun, 1e-9)
+        baseline = bench.baseline
+        evaluation = baseline.seconds.get("evaluate", 0.0) / max(1, baseline.runs)
+        runs = max(SECONDS, EVALUATIONS * evaluation) / each
+        with contextlib.suppress(StoreError):  # a resumed run then times it again
+            bench.history.put(key, runs)
+        return runs
+    return None
 
 
 def keep_scores(service: SensitivityService, bench: Bench) -> None:

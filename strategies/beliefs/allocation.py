@@ -18,10 +18,12 @@ from octavo.core.numerics.knapsack import exact
 from octavo.core.numerics.loss_tables import Front, front
 from octavo.core.values.budgets import average_bits
 from octavo.core.values.recipe import Recipe
+from octavo.core.values.scheme import OpScheme
 
 from .limits import Limits
-from .losses import Transforms, listed_losses, shortlist
+from .losses import Transforms, shortlist
 from .picks import Picks, chosen, total, weight_bytes
+from .thrift import worthwhile_losses
 
 CAUTION = 4.0
 """Times the worst loss that is known: what a choice counts whose probe failed."""
@@ -64,7 +66,7 @@ class Allocation:
     def _asked(self) -> list[np.ndarray]:
         """Return the loss of every choice that is worth it; NaN for the others."""
         listed = shortlist(self._problem, weight_bytes(self._space), self.transforms)
-        found = listed_losses(self._problem, self.kind, listed, self.transforms)
+        found = worthwhile_losses(self._problem, self.kind, listed, self.transforms)
         rows = []
         for unit, kept, losses in zip(self._space.tunable, listed, found, strict=True):
             row = np.full(len(unit.choices), np.nan)
@@ -106,11 +108,7 @@ class Allocation:
     def around(self, service: RecipeSensitivity, recipe: Recipe) -> Allocation:
         """Return the same with losses as changes of a whole recipe."""
         ask: Sensitivity = service.around(recipe)
-        pairs = []
-        for unit, row in zip(self._space.tunable, self.losses, strict=True):
-            known = np.flatnonzero(np.isfinite(row))
-            pairs += [(unit.name, unit.choices[place]) for place in known]
-        changes = iter(ask(self.kind, pairs))
+        changes = iter(ask(self.kind, self._known()))
         losses = []
         for row in self.losses:
             changed = np.full(len(row), np.nan)
@@ -118,6 +116,24 @@ class Allocation:
                 changed[place] = next(changes)
             losses.append(changed)
         return Allocation(self._problem, self.kind, self.transforms, losses)
+
+    def price_around(self, service: RecipeSensitivity) -> int:
+        """Return about how many runs of a batch :meth:`around` takes.
+
+        As many as the distances of all known pairs, and one more for each unit.
+        """
+        known = self._known()
+        whole = service.price("output_distance", known, self.transforms)
+        each = max(1.0, whole / max(1, len(known)))
+        return round(each * (len(known) + len(self.losses)))
+
+    def _known(self) -> list[tuple[str, OpScheme]]:
+        """Return the pairs whose loss is known, unit by unit."""
+        pairs = []
+        for unit, row in zip(self._space.tunable, self.losses, strict=True):
+            known = np.flatnonzero(np.isfinite(row))
+            pairs += [(unit.name, unit.choices[place]) for place in known]
+        return pairs
 
     @cached_property
     def front(self) -> Front:

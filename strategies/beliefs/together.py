@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 
-from octavo.core.contract.strategy import RecipeSensitivity
+from octavo.core.contract.strategy import Problem, RecipeSensitivity
 from octavo.core.system.log import remark
 
 from .allocation import Allocation
@@ -17,15 +17,17 @@ within 4 %."""
 
 
 def checked_together(
-    service: RecipeSensitivity, taken: Allocation, limits: Limits
+    problem: Problem, service: RecipeSensitivity, taken: Allocation, limits: Limits
 ) -> Allocation:
     """Return the allocation, or one of losses taken again around its solution.
 
     Where the solution, measured as a whole, differs from the sum of its units' losses by more than
     :data:`ADDS_UP`, the losses are taken again as changes of it, and the new solution is kept if
-    its outputs are nearer to the float model's.
+    its outputs are nearer to the float model's. Where that takes longer than it is worth, it is
+    told and left.
 
     Args:
+        problem: Says what sensitivities are worth.
         service: Measures whole recipes.
         taken: Losses of units by themselves.
         limits: What the solution keeps.
@@ -37,9 +39,18 @@ def checked_together(
     ratio = service.interaction(recipe)
     if not math.isfinite(ratio) or abs(ratio - 1.0) <= ADDS_UP:
         return taken
+    told = f"the recipe within the budget loses {ratio:.2g} times the sum of its parts"
+    price = taken.price_around(service)
+    worth = problem.worth()
+    if worth is not None and price > worth:
+        remark(
+            f"{told}; to take sensitivities again around it is not worth {price} runs of a batch",
+            "tuning",
+            logging.INFO,
+        )
+        return taken
     remark(
-        f"the recipe within the budget loses {ratio:.2g} times the sum of its parts: sensitivities "
-        "are taken again around it",
+        f"{told}: sensitivities are taken again around it ({price} runs of a batch)",
         "tuning",
         logging.INFO,
     )

@@ -148,7 +148,7 @@ class WholeRecipes:
         wrong: Kind -> what its losses are raised to: below 0 its order is turned round.
     """
 
-    kinds = ("output_distance", "weight_error", "hessian")
+    kinds: tuple[str, ...] = ("output_distance", "weight_error", "hessian")
     preferred = "output_distance"
 
     def __init__(
@@ -160,6 +160,7 @@ class WholeRecipes:
         self.simulation = simulation
         self.together = together
         self.wrong = wrong or {}
+        self.asked: dict[str, set[tuple[str, OpScheme]]] = {}
         self.measured: list[Recipe] = []
         self.around_which: list[Recipe] = []
 
@@ -167,6 +168,7 @@ class WholeRecipes:
         self, kind: str, pairs: Sequence[tuple[str, OpScheme]]
     ) -> Sequence[float]:
         kind = self.preferred if kind == "auto" else kind
+        self.asked.setdefault(kind, set()).update(pairs)
         found = [self.simulation.loss_of(name, scheme) for name, scheme in pairs]
         power = self.wrong.get(kind, 1.0)
         return [loss**power if loss else 0.0 for loss in found]
@@ -174,8 +176,11 @@ class WholeRecipes:
     def under(self, transforms: tuple[PartChoice, ...]) -> Sensitivity:
         return self
 
-    def price(self, kind: str, pairs: Sequence[object], transforms: object = ()) -> int:
-        return len(pairs)
+    def price(
+        self, kind: str, pairs: Sequence[tuple[str, OpScheme]], transforms: object = ()
+    ) -> int:
+        costly = [scheme for _, scheme in pairs if not scheme.is_float]
+        return 8 if kind == "gradient" else len(costly)
 
     def around(self, recipe: Recipe) -> Sensitivity:
         self.around_which.append(recipe)
@@ -245,6 +250,59 @@ def test_around_a_recipe_what_is_farther_is_not_taken() -> None:
     _, trials = under_budget(service)
     _, truth = under_budget(WholeRecipes(simulation))
     assert trials[0].recipe == truth[0].recipe
+
+
+def test_around_a_recipe_is_not_asked_for_where_it_is_not_worth_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "octavo")
+    service = WholeRecipes(simulate(24, seed=3, pressure=FAR), 1.5)
+    problem = replace(
+        service.simulation.problem(bits=4.5), sensitivity=service, worth=lambda: 100.0
+    )
+    service.simulation.search(strategy("budget", problem), 5)
+    assert not service.around_which
+    assert "is not worth 120 runs of a batch" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["auto", "budget"])
+def test_scores_that_cost_more_than_they_save_are_asked_for_of_one_scheme_each(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "octavo")
+    simulation = simulate(24, seed=3, pressure=FAR)
+    asked: dict[float, list[Recipe]] = {}
+    told = {}
+    for worth in (1000.0, 30.0):
+        service = WholeRecipes(simulation)
+        problem = replace(
+            simulation.problem(bits=5.0),
+            sensitivity=service,
+            worth=lambda worth=worth: worth,
+        )
+        caplog.clear()
+        trials = simulation.search(strategy(name, problem), 20).trials
+        asked[worth] = [t.recipe for t in trials]
+        told[worth] = caplog.text
+        pairs = service.asked["output_distance"]
+        assert len(pairs) == (24 * 3 if worth == 1000.0 else 24)
+    # Weight errors are in proportion to the losses here, so that nothing is lost by that.
+    assert asked[30.0] == asked[1000.0]
+    assert "as long as 72 runs of a batch" in told[1000.0]
+    assert "as long as 24 runs of a batch instead of 72" in told[30.0]
+
+
+def test_where_there_are_gradients_they_are_the_cheaper_way() -> None:
+    simulation = simulate(24, seed=3, pressure=FAR)
+    service = WholeRecipes(simulation)
+    service.kinds = (*service.kinds, "gradient")
+    problem = replace(
+        simulation.problem(bits=5.0), sensitivity=service, worth=lambda: 1.0
+    )
+    settings = {"sensitivities": ["output_distance"]}
+    simulation.search(strategy("budget", problem, **settings), 5)
+    assert set(service.asked) == {"gradient"}
+    assert len(service.asked["gradient"]) == 24 * 3
 
 
 def test_the_front_is_told_by_size_and_holds_the_budget_s_recipe() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import octavo
 from octavo.core.sensitivity.memory import short_key, worth_keeping
 from octavo.core.sensitivity.output_distance import OutputDistance
+from octavo.core.tuning import sensitivities
 from octavo.core.values.recipe import Recipe
 from tests import tiny
 
@@ -62,3 +64,35 @@ def test_what_is_found_anew_in_no_time_is_not_kept() -> None:
         short_key("hessian_trace a {}"): 0.5,
         short_key("output_distance a {}"): None,
     }
+
+
+def test_what_probes_are_worth_is_decided_once_in_the_life_of_a_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened() -> Any:
+        return octavo.prepare(
+            tiny.chain(),
+            tiny.accuracy,
+            tiny.calibration(),
+            storage=tmp_path / "history.db",
+            minimise="size",
+            host=tiny.host(),
+        )
+
+    clock = iter(float(second) for second in range(100))
+    with opened() as run:
+        (service,) = run._bench.sensitivities.values()
+        baseline = replace(run._bench.baseline, seconds={"evaluate": 36.0}, runs=2)
+        run._bench.scored = baseline
+        # A run of a batch takes a second, an evaluation 18: twenty of them are more than a minute.
+        monkeypatch.setattr(sensitivities.time, "perf_counter", lambda: next(clock))
+        first = sensitivities.worth_of_probes(run._bench, service)
+        monkeypatch.undo()
+        assert first == 20 * 18.0
+        run._bench.scored = replace(baseline, seconds={"evaluate": 1.0})
+        assert sensitivities.worth_of_probes(run._bench, service) == first
+    with opened() as run:
+        (service,) = run._bench.sensitivities.values()
+        assert sensitivities.worth_of_probes(run._bench, service) == first
+        service.batches = ()
+        assert sensitivities.worth_of_probes(run._bench, service) is None
