@@ -64,10 +64,10 @@ class PackedRows:
     """A weight as packed rows, one for each channel; see :mod:`.kernels.quantized.packed`.
 
     Attributes:
-        codes: uint8, (rows, bytes).
+        codes: uint8, (rows, bytes); one stream of bits, where a row is no whole bytes.
         scale: As the file holds them: float32, float16, the upper halves of float32 as uint16
             (bfloat16, which NumPy has not), or uint8 codes over a second level.
-        zero: Packed as codes are, one row for each of the weight's; None where all are zero.
+        zero: Packed as codes are, one stream of bits; None where all are zero.
         steps: float32 of the second level, one for each block; None where there is none.
         offsets: float32 of the second level.
         attributes: What an operator has to know to read them.
@@ -107,6 +107,12 @@ def pack_rows(weight: QuantizedTensor, axis: int) -> PackedRows:
         attributes["scale_dtype"] = "uint8"
     zero = _zero_points(params)
     if zero is not None:
-        zero = np.asarray(pack_bits(np.atleast_1d(zero), spec.bits))
-    codes = np.asarray(pack_bits(to_matrix(weight.codes, axis), spec.bits))
-    return PackedRows(codes, scale, zero, steps, offsets, attributes)
+        zero = np.asarray(pack_bits(zero.reshape(-1), spec.bits))
+    codes = np.asarray(to_matrix(weight.codes, axis))
+    rows, features = codes.shape
+    if features * spec.bits % 8:
+        # Rows that end within a byte are one stream in the file, and taken apart when it is read.
+        attributes["rows"] = rows
+        codes = codes.reshape(-1)
+    packed = np.asarray(pack_bits(codes, spec.bits))
+    return PackedRows(packed, scale, zero, steps, offsets, attributes)

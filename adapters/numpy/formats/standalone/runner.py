@@ -723,7 +723,7 @@ def codes_of(packed, bits, count):
     return np.packbits(by_code, axis=-1, bitorder="little")[..., 0]
 
 
-def unpacked(where, features, stored, bits, columns, dtype="", scale_dtype="", **_):
+def unpacked(where, features, stored, bits, columns, dtype="", scale_dtype="", rows=0):
     """Packed rows -> float32 (rows, features), those that ``where`` names."""
     packed, scale, zero, table, *levels = stored
     if scale_dtype == "bfloat16":
@@ -736,18 +736,19 @@ def unpacked(where, features, stored, bits, columns, dtype="", scale_dtype="", *
     if table is None:  # files of format 1 have it, and zero points that are not packed
         table = code_table(dtype, bits)
         if zero is not None:
-            codes = codes_of(zero, bits, scale.shape[-1] if scale.ndim else 1)
-            zero = table[codes].reshape(scale.shape)
+            zero = table[codes_of(zero, bits, scale.size)].reshape(scale.shape)
 
     def spread(v):
         """One value for all, one a row, or one for ``columns`` neighbours of a row."""
         chosen = v[where] if v.ndim else v
         if columns:
-            rows = chosen.reshape(len(chosen), -1)
-            return np.repeat(rows, columns, axis=1)[:, :features]
+            groups = chosen.reshape(len(chosen), -1)
+            return np.repeat(groups, columns, axis=1)[:, :features]
         return chosen.reshape(-1, 1) if v.ndim else v
 
-    y = table[codes_of(packed[where], bits, features)]
+    chosen = packed if rows else packed[where]  # ``rows`` of one stream of bits
+    codes = codes_of(chosen, bits, features * max(rows, 1)).reshape(-1, features)
+    y = table[codes[where] if rows else codes]
     if zero is not None:
         y = y - spread(zero.astype(F32))
     return y * spread(scale)

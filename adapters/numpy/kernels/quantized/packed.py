@@ -24,7 +24,7 @@ from octavo.adapters.numpy.kernels.parallel import spread
 from octavo.adapters.numpy.kernels.registry import Build, Kernel, compiled
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.codec import decode
-from octavo.core.numerics.packing import unpack
+from octavo.core.numerics.packing import pack, unpack
 from octavo.core.numerics.scales import restored_scale
 from octavo.core.values.scheme import QuantSpec
 
@@ -41,6 +41,7 @@ class _Layout:
         columns: Neighbours that share a scale; 0 for a whole row.
         features: Numbers in a row.
         dtype: What a code is, by its name in a spec; '' where the file has the table.
+        rows: Of codes that are one stream of bits; 0 where each row has bytes of its own.
         scale_dtype: What is not told by the type of the array of scales: ``bfloat16`` (halves of
             float32, as uint16) or ``uint8`` (codes over a second level).
     """
@@ -50,6 +51,7 @@ class _Layout:
     features: int
     dtype: str = ""
     scale_dtype: str = ""
+    rows: int = 0
 
     @classmethod
     def read(cls, build: Build, features: int) -> _Layout:
@@ -60,6 +62,7 @@ class _Layout:
             features,
             build.get("dtype", ""),
             build.get("scale_dtype", ""),
+            build.get("rows", 0),
         )
 
 
@@ -67,11 +70,13 @@ class _Wide(NamedTuple):
     """What a weight's codes are read with.
 
     Attributes:
+        codes: uint8, (rows, bytes).
         scale: float32.
         zero: Whole numbers of the scale's shape; None where all are zero.
         table: The number that each code stands for, float32.
     """
 
+    codes: Array
     scale: Array
     zero: Array | None
     table: Array
@@ -109,15 +114,17 @@ def _wide(
             wide = (scale.astype(np.uint32) << 16).view(np.float32)
         wide = np.asarray(wide, np.float32)
         if table is not None:
-            return _Wide(wide, zero, table)
+            return _Wide(packed, wide, zero, table)
+        codes = packed
+        if layout.rows:
+            flat = unpack(packed, layout.bits, layout.rows * layout.features)
+            codes = pack(flat.reshape(layout.rows, layout.features), layout.bits)
         whole = None
         if zero is not None:
-            columns = wide.shape[-1] if wide.ndim else 1
             signed = layout.dtype.startswith("int")
-            whole = unpack(zero, layout.bits, columns, signed=signed).reshape(
-                wide.shape
-            )
-        return _Wide(wide, whole, code_table(layout.dtype))
+            whole = unpack(zero, layout.bits, wide.size, signed=signed)
+            whole = whole.reshape(wide.shape)
+        return _Wide(codes, wide, whole, code_table(layout.dtype))
 
     found: _Wide = _tables.get(packed, layout, make)
     return found
@@ -173,9 +180,9 @@ def _for_each_number(values: Array, shape: tuple[int, ...], columns: int) -> Arr
     return values.reshape(-1, 1) if values.ndim else values
 
 
-def _unpacked(packed: Array, wide: _Wide, where: Any, layout: _Layout) -> Array:
+def _unpacked(wide: _Wide, where: Any, layout: _Layout) -> Array:
     """Return chosen rows as float32 (rows, features)."""
-    numbers = numbers_of(packed[where], wide.table, layout.bits, layout.features)
+    numbers = numbers_of(wide.codes[where], wide.table, layout.bits, layout.features)
     scale, zero = wide.scale, wide.zero
     if scale.ndim:  # one or several a row
         scale = scale[where]
@@ -211,13 +218,13 @@ def dequantize(build: Build) -> Kernel:
         empty: Any,
     ) -> Array:
         wide = _wide(layout, packed, scale, zero, table, steps, offsets)
-        rows = packed.shape[0]
+        rows = wide.codes.shape[0]
         out: Array = empty((rows, features), np.float32)
 
         def work(i: int) -> None:
             start = i * step
             part = slice(start, start + step)
-            out[part] = _unpacked(packed, wide, part, layout)
+            out[part] = _unpacked(wide, part, layout)
 
         spread(-(-rows // step), work, build.threads)
         return np.moveaxis(out.reshape(moved), 0, axis)
@@ -244,7 +251,7 @@ def dequantize_rows(build: Build) -> Kernel:
         offsets: Array | None = None,
     ) -> Array:
         wide = _wide(layout, packed, scale, zero, table, steps, offsets)
-        rows = _unpacked(packed, wide, indices.reshape(-1), layout)
+        rows = _unpacked(wide, indices.reshape(-1), layout)
         return rows.reshape(*indices.shape, features)
 
     return run
