@@ -13,6 +13,7 @@ from octavo.core.contract.revision import REVISION
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.sizes import usual_scales
 
 _INT8 = QuantSpec(dtype="int8")
 _INT8_CHANNEL = QuantSpec(dtype="int8", granularity="channel")
@@ -42,10 +43,9 @@ def _grouped(dtype: str, symmetric: bool = True) -> Offer:
         dtype=dtype,
         symmetric=symmetric,
         granularity="group:32",
-        scale_dtype="float16",
     )
-    scheme = OpScheme(mode="weight_only", weight=weight)
-    return Offer(scheme, scales=(None, "bfloat16", "uint8"))
+    scheme = OpScheme(mode="weight_only", weight=usual_scales(weight))
+    return Offer(scheme, scales=(None, "float16", "bfloat16", "uint8"))
 
 
 _BYTES = _by_channel("int8")

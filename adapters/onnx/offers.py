@@ -19,6 +19,7 @@ from octavo.core.contract.revision import REVISION
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.sizes import usual_scales
 
 from . import OnnxConfig
 
@@ -94,17 +95,14 @@ def _tables() -> list[QuantSpec]:
 
 def _blocks(dtype: str, size: int) -> QuantSpec:
     """Return codes in blocks; those without a sign have zero points."""
-    return QuantSpec(
-        dtype=dtype,
-        symmetric=not dtype.startswith("u"),
-        granularity=f"group:{size}",
-        scale_dtype="float16",
-    )
+    is_signed = not dtype.startswith("u")
+    spec = QuantSpec(dtype=dtype, symmetric=is_signed, granularity=f"group:{size}")
+    return usual_scales(spec)
 
 
-_FURTHER_SCALES = (None, "bfloat16", "uint8")
-"""Formats of scales that the file holds as well as float16: the runtime widens all of them when it
-loads a model, and runs the same kernel."""
+_SCALES = (None, "float16", "bfloat16", "uint8")
+"""Formats of scales that the file holds: the runtime widens all of them when it loads a model, and
+runs the same kernel."""
 
 
 def _level4() -> list[OpScheme]:
@@ -138,7 +136,7 @@ def _completed(kind: str, offer: Offer) -> Offer:
     if weight is None or weight.group_size is None:
         return offer
     is_repaired = kind in ("linear", "embedding")
-    return replace(offer, repairs=is_repaired, scales=_FURTHER_SCALES)
+    return replace(offer, repairs=is_repaired, scales=_SCALES)
 
 
 def capability(config: OnnxConfig, types: Iterable[str] | None = None) -> Capability:

@@ -10,6 +10,7 @@ from typing import Any
 from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.strategy import SuggestsTransforms
+from octavo.core.numerics.affine import is_integer
 from octavo.core.opening.opening import open_all
 from octavo.core.opening.spaces import build_spaces
 from octavo.core.opening.speeds import is_fast_first, worth_trying
@@ -73,7 +74,11 @@ def _wide_scales(space: TuningSpace) -> TuningSpace:
 
 def _wide_scale(scheme: OpScheme) -> OpScheme:
     weight = scheme.weight
-    if weight is None or weight.scale_dtype != "float16":
+    if weight is None or weight.group_size is None:
+        return scheme
+    # Double quantization of nf4 was offered then.
+    narrow = ("float16", "uint8") if is_integer(weight) else ("float16",)
+    if weight.scale_dtype not in narrow:
         return scheme
     return scheme.variant(weight=weight.model_copy(update={"scale_dtype": None}))
 

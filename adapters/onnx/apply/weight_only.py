@@ -25,7 +25,12 @@ from .editing import Editor
 from .nodes import MS, Emitted, dequantize_linear, without_trailing_gaps
 from .packing import ScaleTensors, cached, scale_tensors, tensor, weight_tensors
 from .repairs import add_repair
-from .widening import shared_blocks, shared_scale, shared_weight
+from .widening import (
+    shared_blocks,
+    shared_packed_zeros,
+    shared_scale,
+    shared_weight,
+)
 
 
 def write_weight_only(e: Editor, site: Site, params: OpParameters) -> Emitted:
@@ -67,7 +72,11 @@ def _write_decoded(e: Editor, site: Site, params: OpParameters) -> Emitted:
 
 
 class _Blocks(NamedTuple):
-    """A weight in blocks: packed codes, scales, and zero points where they are not the middle."""
+    """A weight in blocks: packed codes, scales, and zero points where they are not the middle.
+
+    Codes are packed row by row, and zero points too where a row of them is whole bytes; else they
+    are one stream of bits.
+    """
 
     codes: TensorProtocol
     scales: ScaleTensors
@@ -75,14 +84,15 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(weight: QuantizedTensor) -> _Blocks:
-    """Return a weight's tensors: uint8 (rows, bytes) each, scales (rows, blocks)."""
+    """Return a weight's tensors."""
     codes, zero = _unsigned(weight)
     bits = weight.params.spec.bits
     packed_codes = _packed(codes, bits, "codes")
     factors = scale_tensors(weight)
     if _is_default_zero(bits, zero):
         return _Blocks(packed_codes, factors, None)
-    packed_zeros = _packed(zero, bits, "zero")
+    is_whole = zero.shape[1] * bits % 8 == 0
+    packed_zeros = _packed(zero if is_whole else zero.reshape(-1), bits, "zero")
     return _Blocks(packed_codes, factors, packed_zeros)
 
 
@@ -155,7 +165,7 @@ def matmul_nbits(e: Editor, site: Site, params: OpParameters) -> Node:
         e.current(x),
         _codes_in_blocks(e, held.name, weight, whole),
         shared_scale(e, held.name, packed.scales),
-        _shared_zeros(e, held.name, packed),
+        _shared_zeros(e, held.name, packed, weight),
         None,  # g_idx, an order of the features; none here
         _shared_bias(e, site, params),
     ]
@@ -194,10 +204,14 @@ def _shared_bias(e: Editor, site: Site, params: OpParameters) -> Value | None:
     return e.float_bias(site, bias)
 
 
-def _shared_zeros(e: Editor, name: str, packed: _Blocks) -> Value | None:
+def _shared_zeros(
+    e: Editor, name: str, packed: _Blocks, weight: QuantizedTensor
+) -> Value | None:
     if packed.zeros is None:
         return None
-    return e.shared(f"{name}_zero", packed.zeros)
+    rows, blocks = np.shape(weight.params.zero_point)
+    bits = weight.params.spec.bits
+    return shared_packed_zeros(e, name, packed.zeros, (rows, blocks), bits)
 
 
 def gather_blocks(e: Editor, site: Site, params: OpParameters) -> Node:
@@ -214,7 +228,7 @@ def gather_blocks(e: Editor, site: Site, params: OpParameters) -> Node:
         e.shared(f"{held.name}_quantized", packed.codes),
         e.values[name_of(ids)],
         shared_scale(e, held.name, packed.scales),
-        _shared_zeros(e, held.name, packed),
+        _shared_zeros(e, held.name, packed, weight),
     ]
     attributes = {
         "gather_axis": 0,

@@ -97,6 +97,53 @@ def shared_blocks(
     return e.computed(stored, whole)
 
 
+def shared_packed_zeros(
+    e: Editor, name: str, zeros: ir.TensorProtocol, shape: tuple[int, int], bits: int
+) -> Value:
+    """Return packed zero points, each row of whole bytes as the kernels take them.
+
+    Args:
+        e: The graph.
+        name: The weight's.
+        zeros: uint8, (rows, bytes); one stream of bits, where a row is no whole bytes.
+        shape: (rows, zero points of a row).
+        bits: Width of one: 2, 4 or 8.
+    """
+    stored = e.shared(f"{name}_zero", zeros)
+    if zeros.shape.rank() == 2:
+        return stored
+    return e.computed(stored, lambda: _by_row(e, stored, shape, bits))
+
+
+def _by_row(e: Editor, stored: Value, shape: tuple[int, int], bits: int) -> Value:
+    """Take one stream of bits apart, and pack each row by itself.
+
+    In float32, which holds bytes exactly and for which ONNX Runtime has every operator.
+    """
+    rows, columns = shape
+    in_byte = 8 // bits
+    steps = _Steps(stored)
+    radix = steps.number(2.0**bits)
+    rest = steps.add("Cast", stored, to=DataType.FLOAT.value)
+    codes = []
+    for _ in range(in_byte - 1):
+        above = steps.add("Floor", steps.add("Div", rest, radix))
+        lowest = steps.add("Sub", rest, steps.add("Mul", above, radix))
+        codes.append(lowest)
+        rest = above
+    single = [steps.add("Reshape", c, steps.whole([-1, 1])) for c in (*codes, rest)]
+    flat = steps.add("Reshape", steps.add("Concat", *single, axis=1), steps.whole([-1]))
+    used = steps.add("Slice", flat, steps.whole([0]), steps.whole([rows * columns]))
+    by_row = steps.add("Reshape", used, steps.whole(shape))
+    missing = -columns % in_byte
+    filled = steps.add("Pad", by_row, steps.whole([0, 0, 0, missing]))
+    by_byte = steps.add("Reshape", filled, steps.whole([rows, -1, in_byte]))
+    places = steps.numbers([2.0 ** (bits * place) for place in range(in_byte)])
+    octets = steps.add("MatMul", by_byte, places)
+    whole = steps.add("Cast", octets, to=DataType.UINT8.value)
+    return steps.result(e, whole, (rows, (columns + missing) // in_byte))
+
+
 def _in_float(e: Editor, name: str, stored: Value, scales: ScaleTensors) -> Value:
     """Write the nodes that widen stored scales; return their result."""
     steps = _Steps(stored)
@@ -160,6 +207,17 @@ class _Steps:
         """Return whole numbers, as a node's attribute: they are no tensor of the file."""
         node = ir.node("Constant", [], {"value_ints": list(numbers)})
         return self._made(node, DataType.INT64)
+
+    def number(self, number: float) -> Value:
+        """Return a number in float32, as a node's attribute."""
+        return self._made(
+            ir.node("Constant", [], {"value_float": number}), DataType.FLOAT
+        )
+
+    def numbers(self, numbers: Sequence[float]) -> Value:
+        """Return numbers in float32, as a node's attribute."""
+        node = ir.node("Constant", [], {"value_floats": list(numbers)})
+        return self._made(node, DataType.FLOAT)
 
     def _made(self, node: Node, dtype: DataType) -> Value:
         node.name = f"{self._name}_widened_{len(self._nodes)}"
