@@ -13,7 +13,7 @@ from octavo.core.contract.revision import REVISION
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
-from octavo.core.values.sizes import usual_scales
+from octavo.core.values.sizes import SCALES_OF_GROUPS
 
 _INT8 = QuantSpec(dtype="int8")
 _INT8_CHANNEL = QuantSpec(dtype="int8", granularity="channel")
@@ -37,14 +37,17 @@ def _by_channel(dtype: str) -> Offer:
     return Offer(OpScheme(mode="weight_only", weight=weight))
 
 
-def _grouped(dtype: str, symmetric: bool = True) -> Offer:
+def _grouped(
+    dtype: str, symmetric: bool = True, scale_dtype: str = SCALES_OF_GROUPS
+) -> Offer:
     """Return codes in groups; the file holds their scales in other formats too."""
     weight = QuantSpec(
         dtype=dtype,
         symmetric=symmetric,
         granularity="group:32",
+        scale_dtype=scale_dtype,
     )
-    scheme = OpScheme(mode="weight_only", weight=usual_scales(weight))
+    scheme = OpScheme(mode="weight_only", weight=weight)
     return Offer(scheme, scales=(None, "float16", "bfloat16", "uint8"))
 
 
@@ -52,7 +55,7 @@ _BYTES = _by_channel("int8")
 _NARROW = (
     _grouped("int4"),
     _grouped("uint4", symmetric=False),
-    _grouped("nf4"),
+    _grouped("nf4", scale_dtype="float16"),
     _by_channel("fp8_e4m3fn"),
     _grouped("int3", symmetric=False),
     _grouped("int2", symmetric=False),

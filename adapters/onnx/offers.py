@@ -19,7 +19,7 @@ from octavo.core.contract.revision import REVISION
 from octavo.core.numerics.channels import RESCALE_FEATURES
 from octavo.core.values.capability import LOW_RANK_REPAIR, Capability, Offer
 from octavo.core.values.scheme import OpScheme, QuantSpec
-from octavo.core.values.sizes import usual_scales
+from octavo.core.values.sizes import SCALES_OF_GROUPS
 
 from . import OnnxConfig
 
@@ -95,9 +95,12 @@ def _tables() -> list[QuantSpec]:
 
 def _blocks(dtype: str, size: int) -> QuantSpec:
     """Return codes in blocks; those without a sign have zero points."""
-    is_signed = not dtype.startswith("u")
-    spec = QuantSpec(dtype=dtype, symmetric=is_signed, granularity=f"group:{size}")
-    return usual_scales(spec)
+    return QuantSpec(
+        dtype=dtype,
+        symmetric=not dtype.startswith("u"),
+        granularity=f"group:{size}",
+        scale_dtype=SCALES_OF_GROUPS,
+    )
 
 
 _SCALES = (None, "float16", "bfloat16", "uint8")

@@ -64,8 +64,8 @@ class ScaleTensors(NamedTuple):
 
     Attributes:
         stored: The scales in their own format; of two-level scales their uint8 codes.
-        steps: Of two-level scales, what a code counts in each block, float32 (blocks, 1).
-        offsets: Of two-level scales, what code 0 stands for in each block, float32 (blocks, 1).
+        steps: Of two-level scales, what a code counts in each block, float32 (blocks,).
+        offsets: Of two-level scales, what code 0 stands for in each block, float32 (blocks,).
         shape: What the kernel takes; the scales are broadcast to it. None where it is their own.
     """
 
@@ -102,8 +102,8 @@ def scale_tensors(weight: QuantizedTensor) -> ScaleTensors:
             f"an ONNX file cannot hold scales in {name!r}; it takes float32, float16, bfloat16 or "
             "uint8"
         )
-    steps = np.asarray(second["scale_scale"]).reshape(-1, 1)
-    offsets = np.asarray(second["scale_offset"]).reshape(-1, 1)
+    steps = second["scale_scale"]
+    offsets = second["scale_offset"]
     return ScaleTensors(
         tensor(second["scale_codes"], DataType.UINT8, "scale"),
         tensor(steps, DataType.FLOAT, "scale_steps"),

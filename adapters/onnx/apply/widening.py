@@ -177,7 +177,9 @@ def _of_two_levels(
     if missing:
         flat = steps.add("Pad", flat, steps.whole([0, missing]))
     blocks = steps.add("Reshape", flat, steps.whole([-1, DOUBLE_BLOCK]))
-    restored = steps.add("Add", steps.add("Mul", blocks, step), offset)
+    single = steps.whole([-1, 1])
+    by_step = steps.add("Mul", blocks, steps.add("Reshape", step, single))
+    restored = steps.add("Add", by_step, steps.add("Reshape", offset, single))
     flat = steps.add("Reshape", restored, steps.whole([-1]))
     if missing:
         flat = steps.add("Slice", flat, steps.whole([0]), steps.whole([count]))
