@@ -13,7 +13,7 @@ from octavo.core.numerics.ranges import ranges
 from octavo.core.numerics.rows import rows_of
 from octavo.core.values.scheme import QuantSpec
 
-from .base import Link, by_output_channel
+from .base import Link, by_input_channel, by_output_channel
 
 T = TypeVar("T")
 
@@ -51,8 +51,7 @@ def _rounding_error(weight: Array, factors: Array, spec: QuantSpec) -> Array:
     """Return Q(W f) / f - W."""
     scaled = weight * factors
     low, high = ranges(scaled, spec)
-    axis = None if spec.granularity == "tensor" else 0
-    params, _ = choose_params(low, high, spec, axis)
+    params, _ = choose_params(low, high, spec, 0)
     return project(scaled, params) / factors - weight
 
 
@@ -76,7 +75,8 @@ def input_error(
     params, _ = choose_params(xp.min(low / factors), xp.max(high / factors), spec, None)
     step = float(params.scale)
     total = 0.0
-    for op, matrix in zip(link.members, link.weights(), strict=True):
+    for op in link.members:
+        matrix = by_input_channel(op, link.tensor)
         rows = link.observed("gram", op).count
         weight_energy = float(xp.sum((matrix * factors[:, None]) ** 2))
         total += rows * step * step / 12 * weight_energy

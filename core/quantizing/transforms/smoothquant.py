@@ -67,11 +67,12 @@ class SmoothQuant(Rescaling):
         # Some groups are best left alone.
         unchanged = array_namespace(inputs).ones_like(inputs)
         choices = [unchanged, *(smoothing(inputs, weights, i / 10) for i in range(11))]
-        costs = []
-        for factors in choices:
+
+        def cost(factors: Array) -> float:
             of_inputs = input_error(link, factors, _ACTIVATION, -inputs, inputs)
-            costs.append(weight_error(link, factors, _WEIGHT) + of_inputs)
-        return best_of(zip(costs, choices, strict=True))
+            return weight_error(link, factors, _WEIGHT) + of_inputs
+
+        return best_of((cost(factors), factors) for factors in choices)
 
 
 def smoothing(input_absmax: Array, weight_absmax: Array, alpha: float) -> Array:

@@ -85,8 +85,9 @@ def test_one_row_is_rounded_as_it_is_among_others(name: str) -> None:
     alone = run(name, weight[:1], INT4, context_of(gram))
     same = alone.codes == among.codes[:1]
     # AdaRound weighs its two losses over all rows.
-    assert same.mean() >= (0.9 if name == "adaround" else 1)
-    np.testing.assert_allclose(alone.params.scale, among.params.scale[:1], rtol=1e-5)
+    share, near = (0.9, 1e-2) if name == "adaround" else (1, 1e-5)
+    assert same.mean() >= share
+    np.testing.assert_allclose(alone.params.scale, among.params.scale[:1], rtol=near)
     # One column: whatever is learned, a code of its own scale is exact.
     column = run(name, weight[:, :1], INT4, context_of(gram[:1, :1]))
     np.testing.assert_allclose(column.dequantize(), weight[:, :1], rtol=0.08)

@@ -13,6 +13,8 @@ from octavo.core.quantizing.transforms.base import (
     Link,
     by_input_channel,
     by_output_channel,
+    channel_energy,
+    links,
 )
 from octavo.core.quantizing.transforms.equalization import _Ranges
 from octavo.core.quantizing.transforms.norms import gain_and_shift
@@ -20,6 +22,7 @@ from octavo.core.quantizing.transforms.objective import input_error, weight_erro
 from octavo.core.quantizing.transforms.smoothquant import SmoothQuantConfig, smoothing
 from octavo.core.quantizing.transforms.spiq import SpiqConfig, conversion_scales
 from octavo.core.quantizing.transforms.suppression import (
+    OutlierSuppressionPlus,
     OutlierSuppressionPlusConfig,
     threshold_factors,
     thresholds,
@@ -86,7 +89,9 @@ def test_thresholds_of_small_and_of_no_ranges() -> None:
     assert thresholds(np.zeros(3, np.float32), 5) == [0]
     assert thresholds(np.float32([4, 1]), 1) == [4]
     with np.errstate(all="raise"):
-        np.testing.assert_array_equal(threshold_factors(np.zeros(2, np.float32), 0), 1)
+        found = threshold_factors(np.zeros(2, np.float32), 0)
+    np.testing.assert_array_equal(found, np.ones(2, np.float32))
+    assert found.dtype == np.float32
     found = threshold_factors(np.float32([2, 0.25]), 0.5)
     np.testing.assert_allclose(found, [4, 1])
 
@@ -167,10 +172,75 @@ def test_input_error_of_one_member_by_hand() -> None:
     assert found == pytest.approx(10 * (5 / 255) ** 2 / 12 * 4.25, rel=1e-5)
 
 
+def test_smoothquant_searches_from_zero_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.core.quantizing.transforms import smoothquant
+
+    x, w = np.float32([[1, -16], [0.5, 3]]), np.float32([[2, 2], [-4, 0.5]])
+    monkeypatch.setattr(smoothquant, "input_error", lambda *given: 0.0)
+    for sign, alpha in ((1, 0.0), (-1, 1.0)):
+
+        def by_last(link: Any, factors: Any, spec: Any, sign: int = sign) -> float:
+            return sign * float(factors[1])
+
+        monkeypatch.setattr(smoothquant, "weight_error", by_last)
+        found = factors_of("smoothquant", x, [w], alpha="auto")
+        expected = np.float32([1, 16]) ** alpha / np.float32([4, 2]) ** (1 - alpha)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def seen_link(x: np.ndarray, weights: list[np.ndarray]) -> Link:
+    """A link over what calibration saw."""
+    from octavo.core.calibration.statistics import Statistics
+    from octavo.core.contract.calibrator import Probe
+    from octavo.core.numerics.rows import Rows
+    from octavo.core.values.scheme import MINMAX, PartChoice
+    from tests.core.quantizing.transforms.linears import _observer
+
+    view = view_of(weights)
+    names = ("gram", "channel_range", "channel_mean")
+    probes = [Probe("value", PartChoice(kind=n), None, Rows()) for n in names]
+    statistics = Statistics([*probes, Probe("value", MINMAX, -1)], _observer)
+    statistics.update("value", x)
+    held = {str(i): w for i, w in enumerate(weights)}
+    (link,) = links(view, held.__getitem__, statistics, view.by_name)
+    assert link.view is view
+    return link
+
+
+def test_energies_of_one_row_are_its_squares() -> None:
+    x = np.float32([[1, -3, 0.5]])
+    link = seen_link(x, [np.ones((2, 3), np.float32)])
+    np.testing.assert_allclose(channel_energy(link), x[0] ** 2, rtol=1e-6)
+
+
+def test_costs_of_outlier_suppression_plus_are_of_centred_inputs() -> None:
+    """Each threshold's cost by hand: rounding of weights on the centred inputs, and of inputs."""
+    from tests.core.quantizing.transforms.test_papers import int8_cost
+
+    random = np.random.default_rng(0)
+    scale = np.geomspace(0.5, 8, 8)
+    x = (scale * (random.normal(size=(60, 8)) + 3)).astype(np.float32)
+    w = random.normal(size=(6, 8)).astype(np.float32)
+    link = seen_link(x, [w])
+    low, high = x.min(0), x.max(0)
+    made = OutlierSuppressionPlus(OutlierSuppressionPlusConfig(grid=4))
+    for shift in (None, (low + high) / 2):
+        moved = x if shift is None else x - shift
+        np.testing.assert_allclose(
+            link.grams(shift)[0][0], moved.T @ moved, rtol=1e-3, atol=1e-2
+        )
+        tried = list(made._tried(link, low, high, shift))
+        assert len(tried) == 4
+        for cost, change in tried:
+            factors = np.asarray(change.scale)
+            expected = int8_cost(moved, [w], factors, moved.min(0), moved.max(0))
+            assert cost == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.parametrize("options", [{"symmetric": False}, {"granularity": "tensor"}])
 def test_awq_searches_for_the_grid_that_is_set(options: dict[str, Any]) -> None:
     """Of exponents 0, 1/4 to 1 the one of least output error, on another grid than the default."""
-    random = np.random.default_rng(3)
+    random = np.random.default_rng(4)
     x = (random.normal(size=(64, 32)) * np.geomspace(0.05, 20, 32)).astype(np.float32)
     w = (random.normal(size=(8, 32)) + 1.5).astype(np.float32)
     found = factors_of("awq", x, [w], grid=4, **options)
@@ -180,6 +250,8 @@ def test_awq_searches_for_the_grid_that_is_set(options: dict[str, Any]) -> None:
         raw = size ** (i / 4)
         choices.append(raw / np.sqrt(raw.max() * raw.min()))
     costs = [awq_cost(x, w, f, **options) for f in choices]
+    usual = [awq_cost(x, w, f) for f in choices]
+    assert np.argmin(costs) != np.argmin(usual)
     np.testing.assert_allclose(found, choices[int(np.argmin(costs))], rtol=1e-4)
 
 
