@@ -17,11 +17,11 @@ from octavo.adapters.pytorch.modules.shared_copy import copy_hooks, set_submodul
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.numerics.affine import integer_range, is_integer
 from octavo.core.numerics.layout import stretch
-from octavo.core.numerics.scales import has_free_scales
+from octavo.core.numerics.scales import has_movable_scales, rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.sizes import block_shape, is_grouped
 
-from .straight_through import round_to_grid
+from .straight_through import round_to_grid, stored_passed
 
 Tensor = torch.Tensor
 _REACH = 0.49
@@ -43,7 +43,7 @@ class GridLinear(nn.Module, ABC):
     Attributes:
         weight: What is rounded, (rows, features), or in groups, (rows, groups, features of one).
         repair: What is added to the rounded weight, (rows, features); None for nothing.
-        learns_range: Whether its scales may be any numbers.
+        learns_range: Whether its scales may move: to any numbers, or to those that are stored.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class GridLinear(nn.Module, ABC):
         # use.
         self.start_scale = start.params.scale.to(torch.float32, copy=True)
         self.start_zero = start.params.zero_point.to(torch.float32, copy=True)
-        self.learns_range = has_free_scales(self.spec)
+        self.learns_range = has_movable_scales(self.spec)
         self.weight = self.viewed(matrix)
         self.centre = self.viewed(codes).float() - self.over(self.start_zero)
         self.bias = None if bias is None else bias.detach()
@@ -115,8 +115,13 @@ class GridLinear(nn.Module, ABC):
         return self.centre + (ratio - self.centre).clamp(-_REACH, _REACH)
 
     @abstractmethod
-    def grid(self) -> tuple[Tensor, Tensor]:
+    def learned_grid(self) -> tuple[Tensor, Tensor]:
         """Return (scale, zero point) as they are now, in the start's shape, float32."""
+
+    def grid(self) -> tuple[Tensor, Tensor]:
+        """Return :meth:`learned_grid` with the scales as they will be stored."""
+        scale, zero = self.learned_grid()
+        return (stored_passed(scale, self.spec) if self.learns_range else scale), zero
 
     @abstractmethod
     def rounded(self) -> tuple[Tensor, Tensor | None]:
@@ -140,7 +145,13 @@ class GridLinear(nn.Module, ABC):
     def result(self, start: QuantizedTensor) -> QuantizedTensor:
         """Return the learned codes, scales and zero points in the form of ``start``."""
         low, high = integer_range(self.spec)
-        scale, zero = self.grid()
+        scale, zero = self.learned_grid()
+        zero_point = zero.to(start.params.zero_point.dtype).clone()
+        params = replace(start.params, scale=scale.clone(), zero_point=zero_point)
+        extra = start.extra
+        if self.learns_range:
+            params, extra = rounded_scale(params)
+        scale = params.scale
         values, offset = self.rounded()
         # As round_to_grid does it: the codes of what was learned.
         ratio = values / self.over(scale)
@@ -149,9 +160,7 @@ class GridLinear(nn.Module, ABC):
         codes = steps.reshape(self.shape).to(self.code_type)
         if self.transposed:
             codes = codes.t().contiguous()
-        zero_point = zero.to(start.params.zero_point.dtype).clone()
-        params = replace(start.params, scale=scale.clone(), zero_point=zero_point)
-        return QuantizedTensor(codes, params, repair=start.repair)
+        return QuantizedTensor(codes, params, extra, start.repair)
 
 
 class LearnedLinear(GridLinear):
@@ -165,7 +174,7 @@ class LearnedLinear(GridLinear):
             self.start_scale.clone(), requires_grad=self.learns_range
         )
 
-    def grid(self) -> tuple[Tensor, Tensor]:
+    def learned_grid(self) -> tuple[Tensor, Tensor]:
         """Return the learned scale, and the start's zero point."""
         return self.scale, self.start_zero
 
@@ -197,7 +206,8 @@ def _fits(layer: Layer, parameters: OpParameters) -> bool:
         return False
     if parameters.scheme.mode != "weight_only" or weight is None:
         return False
-    return is_integer(weight.params.spec) and weight.extra is None
+    spec = weight.params.spec
+    return is_integer(spec) and (weight.extra is None or has_movable_scales(spec))
 
 
 def install_learned(

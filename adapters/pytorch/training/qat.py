@@ -35,6 +35,7 @@ from octavo.core.contract.adapter import Candidate, OpParameters, Session
 from octavo.core.contract.training import Qat, QatModel
 from octavo.core.errors import ModelError, SchemeError
 from octavo.core.numerics.affine import is_integer
+from octavo.core.numerics.scales import has_movable_scales
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.recipe import Recipe
 
@@ -264,8 +265,8 @@ def _check_trainable(layer: Layer, decided: OpParameters) -> None:
             "low-rank repair of what its rounding did; leave low_rank out, or train updates "
             "over the repaired base (octavo.qlora)"
         )
-    if weight.extra is not None or weight.params.spec.scale_dtype is not None:
+    if not has_movable_scales(weight.params.spec):
         raise SchemeError(
-            f"op {op.name!r} [{decided.scheme}]: step sizes are learned in float32; "
-            "leave scale_dtype out"
+            f"op {op.name!r} [{decided.scheme}]: step sizes are learned one by one; leave "
+            "scale_dtype out, or take float16, bfloat16 or uint8"
         )

@@ -77,7 +77,7 @@ class SignedLinear(GridLinear):
         found = x.new_zeros(self.start_scale.numel())
         return found.scatter_reduce(0, index, x.reshape(-1), "amax").view(shape)
 
-    def grid(self) -> tuple[Tensor, Tensor]:
+    def learned_grid(self) -> tuple[Tensor, Tensor]:
         """Return (scale, zero point) over the shares of the range."""
         if not self.learns_range:
             return self.start_scale, self.start_zero

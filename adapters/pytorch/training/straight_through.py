@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from octavo.core.numerics.affine import integer_range
+from octavo.core.numerics.affine import QuantParams, integer_range
+from octavo.core.numerics.scales import rounded_scale
 from octavo.core.values.scheme import QuantSpec
 
 Tensor = torch.Tensor
@@ -76,6 +77,23 @@ def round_to_grid(
     low, high = integer_range(spec)
     apply: Callable[..., Tensor] = RoundToGrid.apply
     return apply(w, v, scale, zero, low, high)
+
+
+def stored_passed(scale: Tensor, spec: QuantSpec) -> Tensor:
+    """Return scales as they will be stored, with the gradient of those that are learned.
+
+    Args:
+        scale: Positive, in the shape of the scales.
+        spec: Says what they are stored as.
+    """
+    if spec.scale_dtype is None:
+        return scale
+    learned = scale.detach()
+    params = QuantParams(learned, torch.zeros_like(learned), spec)
+    stored, _ = rounded_scale(params)
+    # The stored number to the last bit: the difference is zero, and has the gradient.
+    passed: Tensor = stored.scale + (scale - learned)
+    return passed
 
 
 def nearest_passed(x: Tensor) -> Tensor:

@@ -30,10 +30,11 @@ from octavo.core.numerics.affine import (
 )
 from octavo.core.numerics.layout import spread
 from octavo.core.numerics.ranges import token_params
+from octavo.core.numerics.scales import rounded_scale
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.values.scheme import QuantSpec
 
-from .straight_through import round_to_grid
+from .straight_through import round_to_grid, stored_passed
 
 Tensor = torch.Tensor
 _TINY = 1e-12
@@ -168,7 +169,8 @@ class TrainedLayer(nn.Module):
         """Return the weight on its grid, float32, with gradients."""
         served = self.weight.numel() / self.step.numel()
         factor = (served * positive_levels(self.spec)) ** -0.5
-        step = scaled_gradient(positive(self.step), factor)
+        step = stored_passed(positive(self.step), self.spec)
+        step = scaled_gradient(step, factor)
         on_grid = partial(learned_step, spec=self.spec)
         return self._spread(on_grid, self.weight.float(), step, self.zero)
 
@@ -247,10 +249,10 @@ class TrainedLayer(nn.Module):
             return (torch.round(values / step) + zero).clamp(low, high)
 
         step = positive(self.step.detach())
+        params, extra = rounded_scale(replace(old.params, scale=step.clone()))
         weight = self.weight.detach().float()
-        codes = self._spread(codes_of, weight, step, self.zero)
-        params = replace(old.params, scale=step.clone())
-        return QuantizedTensor(narrow(codes.contiguous(), self.spec), params)
+        codes = self._spread(codes_of, weight, params.scale, self.zero)
+        return QuantizedTensor(narrow(codes.contiguous(), self.spec), params, extra)
 
     def _learned_inputs(self, start: OpParameters) -> tuple[QuantParams | None, ...]:
         if self.input_scale is None or start.inputs[0] is None:

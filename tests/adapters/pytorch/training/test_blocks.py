@@ -286,7 +286,11 @@ def test_block_reconstruction_is_the_papers(
     torch.manual_seed(0)
     model, (batch,) = Chain().eval(), data(40)
     rule = TWO_BITS.model_copy(
-        update={"weight": SpecRule(dtype=dtype, granularity="group:32")}
+        update={
+            "weight": SpecRule(
+                dtype=dtype, granularity="group:32", scale_dtype="float32"
+            )
+        }
     )
     session, _, start = prepared(model, [batch], rule, KEPT)
     settings = Reconstruction(iterations=steps, rate=rate, half=False)

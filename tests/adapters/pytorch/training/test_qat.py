@@ -128,6 +128,29 @@ def test_gradients_are_those_of_the_paper(
     np.testing.assert_allclose(layer.bias.grad, g.sum(0), rtol=1e-5)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("scales", ["float16", "bfloat16", "uint8"])
+@pytest.mark.parametrize("dtype", ["int4", "uint3"])
+def test_steps_are_those_that_are_stored(dtype: str, scales: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 64)
+    weight = {"dtype": dtype, "granularity": "group:32", "scale_dtype": scales}
+    rule = {"types": "linear", "mode": "weight_only", "weight": weight}
+    module = octavo.prepare_qat(made(nn.Sequential(nn.Linear(64, 8)), (x,), rule))
+    layer = only_layer(module)
+    with torch.no_grad():
+        layer.step.mul_(torch.rand(8, 2) + 0.5)
+    module(x).square().sum().backward()
+    assert layer.step.grad is not None
+    assert (layer.step.grad != 0).all()
+    converted = octavo.convert(module)
+    with torch.no_grad():
+        trained = module(x)
+    np.testing.assert_allclose(
+        converted.model(x).numpy(), trained.numpy(), rtol=1e-4, atol=1e-5
+    )
+    assert layer.spec.scale_dtype == scales
+
+
 @pytest.mark.parametrize(
     ("dtype", "symmetric", "low", "high", "above"),
     [
@@ -147,7 +170,12 @@ def test_groups_have_steps_of_their_own(
     if kind == "conv":
         # Its features are its other axes, flattened: (4, 4, 4) are two groups of 32.
         float_layer, x = nn.Conv2d(4, 3, 4), torch.randn(5, 4, 4, 4)
-    weight = {"dtype": dtype, "symmetric": symmetric, "granularity": "group:32"}
+    weight = {
+        "dtype": dtype,
+        "symmetric": symmetric,
+        "granularity": "group:32",
+        "scale_dtype": "float32",
+    }
     rule = {"types": kind, "mode": "weight_only", "weight": weight}
     module = octavo.prepare_qat(made(nn.Sequential(float_layer), (x,), rule))
     layer = only_layer(module)
