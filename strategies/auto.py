@@ -18,7 +18,7 @@ solution.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from octavo.core.contract.parts import PartConfig
@@ -32,15 +32,16 @@ from octavo.core.errors import ConfigError
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
-from octavo.strategies.beliefs.cost_belief import CostBelief, Family, ratio
+from octavo.strategies.beliefs.cost_belief import CostBelief, families, ratio
+from octavo.strategies.beliefs.earlier import Earlier
 from octavo.strategies.beliefs.limits import Limits
 from octavo.strategies.beliefs.losses import Transforms
 from octavo.strategies.beliefs.picks import Picks, chosen, picks_of, total
 
 from . import AutoConfig
-from .mixing import Mixer, families
+from .mixing import Mixer
 from .nearest_transforms import least_harmful, nearness
-from .plain_recipes import cheapest_within, eight_bits, uniform
+from .plain_recipes import cheapest_within, eight_bits, most_hopeful
 from .sequential import Asking, Search, Sequential
 
 FAR = 0.1  # output distance beyond which no goal worth its name is reached
@@ -49,6 +50,9 @@ FEW = 2  # trials that are spent on what most likely passes, and not on a search
 
 SUREST = ("static", "dynamic", "weight_only")
 """Modes of 8 bits, in the order in which they are tried then."""
+
+AGAIN = 2
+"""Evaluations for a further goal, where earlier runs have told how much recipes lose."""
 
 ROUNDS = 4  # recipes tried for a budget that the artifact overran
 
@@ -64,6 +68,7 @@ class Auto(Sequential):
     def __init__(self, config: PartConfig, problem: Problem) -> None:
         super().__init__(config, problem)
         self._mixed: Mixer | None = None
+        self._earlier = Earlier(problem)
 
     def search(self) -> Search:
         """Run the steps."""
@@ -79,6 +84,15 @@ class Auto(Sequential):
         if most is not None and most <= FEW:
             yield from self._surest()
             return
+        if self._earlier.has_missed(self._cheapest(), self.space.required):
+            yield from self._mix(self._earlier.nearest())
+        if not self.trials:
+            yield from self._from_the_cheapest()
+        for held, following in pairwise(objectives):
+            yield from self._polish(held, following)
+
+    def _from_the_cheapest(self) -> Search:
+        """Try the cheapest recipe, transforms where it misses, and then mixtures."""
         cheapest, trial = yield from self._cheapest_within()
         if trial.over:
             return
@@ -89,8 +103,6 @@ class Auto(Sequential):
             yield from self._faster(cheapest, trial.recipe.transforms)
         else:
             yield from self._mix(transforms)
-        for held, following in pairwise(objectives):
-            yield from self._polish(held, following)
 
     def _aim_at(self, objective: str) -> None:
         self._objective = objective
@@ -208,41 +220,20 @@ class Auto(Sequential):
             best = self.incumbent
             assert best is not None
             bound = ratio(best, self._objective) * (1 - self.config.worthwhile)
-            picks = self._most_hopeful(tried, bound)
+            picks = most_hopeful(
+                self.problem, self._cheapest(), self._costs, self._limits, tried, bound
+            )
             if picks is None:
                 return
             tried.add(families(self.problem, picks))
             yield from self._try(picks, transforms)
 
-    def _most_hopeful(
-        self, tried: Collection[tuple[Family, ...]], bound: float
-    ) -> Picks | None:
-        """Return the uniform recipe that may cost the least, below a bound; None where none may.
-
-        Args:
-            tried: The families of recipes that were evaluated.
-            bound: What it must be able to undercut, as a share of the float model's cost.
-        """
-        options = {}
-        # Of recipes of the same families the first one stays.
-        for picks in reversed(list(uniform(self.units, self._cheapest()))):
-            options[families(self.problem, picks)] = picks
-        hopes = []
-        for of, picks in options.items():
-            mean, deviation = self._costs.predict(picks)
-            hoped = mean - deviation
-            is_hopeful = of not in tried and hoped < bound
-            if is_hopeful and self._limits.fits(picks):
-                hopes.append((hoped, picks))
-        if not hopes:
-            return None
-        _, picks = min(hopes)
-        return picks
-
     def _mix(self, transforms: Transforms, most: int | None = None) -> Search:
         """Knapsack, evaluate, learn, again; ``most`` bounds the evaluations further."""
         needed = math.ceil(math.log2(max(2, len(self.units))))
         limit = needed + self.config.patience
+        if self._earlier.is_enough(transforms):
+            limit = min(limit, self._finished() + AGAIN)
         if most is not None:
             if self._finished() >= limit:
                 return
@@ -276,7 +267,13 @@ class Auto(Sequential):
         """Return a mixer that knows the trials so far under one alternative."""
         seen = self._seen_under(transforms)
         self._mixed = Mixer(
-            self.problem, self.config, self._limits, self._costs, transforms, seen
+            self.problem,
+            self.config,
+            self._limits,
+            self._costs,
+            transforms,
+            seen,
+            self._earlier.under(transforms),
         )
         return self._mixed
 

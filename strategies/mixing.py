@@ -14,7 +14,7 @@ from octavo.core.errors import ConfigError
 from octavo.core.numerics.loss_tables import HullTable, LossTable, table
 from octavo.core.values.trial import Trial
 from octavo.strategies.beliefs.allocation import Allocation
-from octavo.strategies.beliefs.cost_belief import CostBelief, Family, family
+from octavo.strategies.beliefs.cost_belief import CostBelief, Family, families, family
 from octavo.strategies.beliefs.limits import Limits
 from octavo.strategies.beliefs.loss_belief import (
     COLLAPSED,
@@ -57,12 +57,6 @@ the least lossy recipe has so many: sensitivities are not so wrong."""
 NOWHERE = 1e-300  # keeps a quotient finite whose divisor is 0
 
 
-def families(problem: Problem, picks: Picks) -> tuple[Family, ...]:
-    """Return the family of each unit's choice."""
-    units = zip(problem.space.tunable, picks, strict=True)
-    return tuple(family(unit, unit.choices[index]) for unit, index in units)
-
-
 class Mixer:
     """Proposes recipes under one alternative of transforms, and learns from their trials.
 
@@ -73,6 +67,7 @@ class Mixer:
         costs: What is believed of the objective.
         transforms: The alternative.
         seen: Trials so far under it.
+        earlier: Trials of earlier runs under it: believed, and no candidates.
 
     Attributes:
         seen: All of them, by picks.
@@ -87,6 +82,7 @@ class Mixer:
         costs: CostBelief,
         transforms: Transforms,
         seen: Mapping[Picks, Trial],
+        earlier: Mapping[Picks, Trial],
     ) -> None:
         self._problem = problem
         self._units = problem.space.tunable
@@ -94,6 +90,7 @@ class Mixer:
         self._limits = limits
         self._costs = costs
         self.seen = dict(seen)
+        self._earlier = dict(earlier)
         self.allocation = self._asked(transforms)
         self._proxies = self._scaled()
         self._belief = self._rebuilt(self._proxies)
@@ -149,7 +146,7 @@ class Mixer:
         reachable = self._limits.reachable(self._costs.costs())
         listed = shortlist(self._problem, reachable, transforms)
         for place, kept in enumerate(listed):
-            tried = {picks[place] for picks in self.seen}
+            tried = {picks[place] for picks in {**self.seen, **self._earlier}}
             listed[place] = sorted(tried.union(kept))
         kind = self._config.sensitivity
         found = worthwhile_losses(self._problem, kind, listed, transforms)
@@ -228,7 +225,9 @@ class Mixer:
         lowered = 1.0
         if best is None:
             lowered = LOWERED ** max(0, self._misses - 2)
-            lowered *= STEEPLY ** max(0, LAST - self._left)
+            # The first misses of a belief that earlier runs have taught are near ones.
+            if self._misses > 2:
+                lowered *= STEEPLY ** max(0, LAST - self._left)
         return [float(aim) for aim in AIMS * lowered]
 
     def _solved(
@@ -303,7 +302,7 @@ class Mixer:
     def _rebuilt(self, proxies: Sequence[np.ndarray]) -> LossBelief:
         """Return the belief that all trials so far lead to."""
         belief = LossBelief(proxies)
-        for picks, trial in self.seen.items():
+        for picks, trial in {**self._earlier, **self.seen}.items():
             if trial.state != "failed":
                 belief.observe(picks, _loss(trial))
         if not belief.known:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
+from octavo.core.contract.strategy import Problem
 from octavo.core.numerics.knapsack import exact
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
+from octavo.strategies.beliefs.cost_belief import CostBelief, Family, families
 from octavo.strategies.beliefs.limits import Limits
 from octavo.strategies.beliefs.picks import Picks
 
@@ -84,3 +86,38 @@ def uniform(units: Sequence[Unit], cheapest: Picks) -> Iterator[Picks]:
                 picks[row] = ways.index(way)
         yield tuple(picks)
     yield cheapest
+
+
+def most_hopeful(
+    problem: Problem,
+    cheapest: Picks,
+    costs: CostBelief,
+    limits: Limits,
+    tried: Collection[tuple[Family, ...]],
+    bound: float,
+) -> Picks | None:
+    """Return the uniform recipe that may cost the least, below a bound; None where none may.
+
+    Args:
+        problem: Gives the units.
+        cheapest: What is taken where a way is not offered.
+        costs: What is believed of the objective.
+        limits: What recipes may use.
+        tried: The families of recipes that were evaluated.
+        bound: What it must be able to undercut, as a share of the float model's cost.
+    """
+    options = {}
+    # Of recipes of the same families the first one stays.
+    for picks in reversed(list(uniform(problem.space.tunable, cheapest))):
+        options[families(problem, picks)] = picks
+    hopes = []
+    for of, picks in options.items():
+        mean, deviation = costs.predict(picks)
+        hoped = mean - deviation
+        is_hopeful = of not in tried and hoped < bound
+        if is_hopeful and limits.fits(picks):
+            hopes.append((hoped, picks))
+    if not hopes:
+        return None
+    _, picks = min(hopes)
+    return picks

@@ -107,6 +107,9 @@ class Problem:
             not passed, and its ``over`` says by how much.
         worth: Returns how many runs of a batch sensitivities are worth, beside evaluations that
             take their time too; None where that is not known.
+        earlier: Trials of runs with other goals or budgets on the same model, data and score, each
+            with its margin to this run's goal. They say how much recipes lose, and are no
+            candidates.
     """
 
     space: TuningSpace
@@ -117,6 +120,7 @@ class Problem:
     budgets: Mapping[str, float] = field(default_factory=dict)
     max_trials: int | None = None
     worth: Callable[[], float | None] = lambda: None
+    earlier: tuple[Trial, ...] = ()
 
 
 @dataclass(frozen=True)

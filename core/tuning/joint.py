@@ -22,7 +22,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
 from .bench import Bench
-from .sensitivities import worth_of_probes
+from .sensitivities import earlier_trials, worth_of_probes
 
 
 class JointStrategy:
@@ -124,6 +124,7 @@ def build_strategy(
             bench.budgets,
             max(1, settings.max_trials // len(services)),
             partial(worth_of_probes, bench, service),
+            earlier_trials(bench, service),
         )
         built[name] = part.build(strategy, problem)
     joined = JointStrategy(built)

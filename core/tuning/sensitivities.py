@@ -13,6 +13,8 @@ from octavo.core.errors import StoreError
 from octavo.core.sensitivity.lending import lend
 from octavo.core.sensitivity.memory import Memory, short_key, worth_keeping
 from octavo.core.sensitivity.service import SensitivityService
+from octavo.core.storage.saved_trials import read_trials, write_trials
+from octavo.core.values.trial import Trial
 
 from .bench import Bench
 
@@ -131,12 +133,52 @@ def worth_of_probes(bench: Bench, service: SensitivityService) -> float | None:
     return None
 
 
+def earlier_trials(bench: Bench, service: SensitivityService) -> tuple[Trial, ...]:
+    """Return what runs with other goals measured on one backend, judged by this run's goal.
+
+    A resumed run is given what it was given before, and not its own trials.
+
+    Args:
+        bench: The run's; the float model is scored.
+        service: The backend's, which knows the file.
+
+    Raises:
+        StoreError: If the file's trials are damaged.
+    """
+    if service.path is None:
+        return ()
+    baseline = bench.baseline.metrics
+    found = read_trials(service.path, baseline)
+    key = f"earlier trials:{service.opened.name}"
+    given = bench.history.fact(key)
+    if given is None:
+        given = [] if bench.trials else list(found)
+        with contextlib.suppress(StoreError):  # a resumed run then starts without them
+            bench.history.put(key, given)
+    trials = []
+    for digest in given:
+        if digest in found:
+            recipe, metrics = found[digest]
+            margin = bench.criterion.judge(metrics, baseline).margin
+            trials.append(Trial(0, recipe, metrics=metrics, margin=margin))
+    return tuple(trials)
+
+
 def keep_scores(service: SensitivityService, bench: Bench) -> None:
-    """Write the scores.
+    """Write the scores, and what recipes scored.
 
     That they cannot be written costs the next run its start, and not this one its result.
     """
+    scored = bench.scored.metrics if bench.scored is not None else {}
     try:
+        measured = read_trials(service.path, scored) if service.path else {}
         service.save()
+        for trial in bench.trials:
+            recipe = trial.recipe
+            if trial.state == "complete" and recipe.backend == service.opened.name:
+                measured.pop(recipe.digest, None)
+                measured[recipe.digest] = (recipe, trial.metrics)
+        if service.path is not None:
+            write_trials(service.path, scored, measured)
     except StoreError as error:
         bench.tell(f"the sensitivities are not kept: {error}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from octavo.core.contract.strategy import Problem
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Trial
@@ -43,6 +44,12 @@ NOWHERE = 1e-300  # keeps a quotient finite whose divisor is 0
 def family(unit: Unit, scheme: OpScheme) -> Family:
     """Return what units of like cost share: op type, mode and weight bits."""
     return unit.type, scheme.mode, scheme.weight_bits
+
+
+def families(problem: Problem, picks: Picks) -> tuple[Family, ...]:
+    """Return the family of each unit's choice."""
+    units = zip(problem.space.tunable, picks, strict=True)
+    return tuple(family(unit, unit.choices[index]) for unit, index in units)
 
 
 class CostBelief:

@@ -130,6 +130,25 @@ def test_the_size_that_just_meets_the_goal_takes_few_evaluations(
     assert found.best_cost <= bar * simulation.optimum
 
 
+@pytest.mark.parametrize("easier", [0.4, 0.8, 4.0])
+@pytest.mark.parametrize("units", [16, 42])
+def test_a_further_goal_takes_two_evaluations(units: int, easier: float) -> None:
+    hard = simulate(units, seed=2, pressure=6.0, coupling=0.3)
+    first = hard.search(strategy("auto", hard.problem()), 40).trials
+    # The same model, and another goal: each loss is another share of what is tolerated.
+    simulation = simulate(units, seed=2, pressure=6.0 * easier, coupling=0.3)
+    earlier = tuple(simulation.trial(0, trial.recipe) for trial in first)
+    problem = replace(simulation.problem(), earlier=earlier)
+    found = simulation.search(strategy("auto", problem), 40)
+    assert found.ended
+    assert len(found.trials) <= 2
+    assert found.best_cost <= 1.04 * simulation.optimum
+    # Trials of a time are not known to keep a latency now: the cheapest recipe comes first again.
+    timed = replace(problem, budgets={"latency": 1.0})
+    cheapest = strategy("auto", timed).ask()
+    assert cheapest == first[0].recipe
+
+
 def test_scores_that_collapse_say_only_that_much_was_lost() -> None:
     """The first trial scores 0, as if it had lost 100 and not 2,500 times what is tolerated."""
     simulation = simulate(42, seed=0, pressure=FAR)
