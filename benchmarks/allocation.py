@@ -20,18 +20,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from benchmarks._allocation.bench import Axis, Bench, Subject
 from benchmarks._allocation.methods import OWN, Method
-from benchmarks._allocation.models import llama
+from benchmarks._allocation.models import convolutions, detector, llama, minilm
+from benchmarks._allocation.networks import Inverted, Residual
 from benchmarks._allocation.peers import PEERS
 from benchmarks._allocation.store import Cell, Store
 from benchmarks._allocation.tables import everything
 
 METHODS: Mapping[str, Method] = {**OWN, **PEERS}
+OTHERS: Mapping[str, Callable[[int], Subject]] = {
+    "minilm": minilm,
+    "minilm-int8": partial(minilm, activations=True),
+    "resnet": partial(convolutions, Residual),
+    "mobilenet": partial(convolutions, Inverted),
+    "detector": detector,
+}
+"""Name -> a model from the number of held-out rows."""
 SCALES = 0.5
 """Budgets by file bits are those of the codes and this: a scale of 16 bits for 32 weights."""
 
@@ -115,6 +125,8 @@ def again(store: Store, bench: Bench, given: argparse.Namespace) -> None:
 
 def subject_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Subject:
     """Return the model that is asked for."""
+    if given.model in OTHERS:
+        return OTHERS[given.model](given.rows)
     folder = os.environ.get("OCTAVO_LM")
     if not folder:
         parser.error("set OCTAVO_LM to the language model's folder")
@@ -124,7 +136,7 @@ def subject_of(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Su
 def main() -> None:
     """Read the command line, allocate, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="llama", choices=("llama",))
+    parser.add_argument("--model", default="llama", choices=("llama", *OTHERS))
     parser.add_argument("--budgets", type=float, nargs="+", help="code bits a weight")
     parser.add_argument("--by", nargs="+", default=["code", "file"])
     parser.add_argument("--rows", type=int, default=16, help="held out")

@@ -49,23 +49,24 @@ def uniform(layers: Sequence[Layer], budget: float) -> dict[str, str] | None:
     Returns:
         None where the narrowest choices do not fit.
     """
-    labels = list(layers[0].bits)
-    fitting = [
-        label
-        for label in labels
-        if average(layers, {x.name: label for x in layers}) <= budget + SLACK
-    ]
+    labels = sorted({label for layer in layers for label in layer.bits}, key=int)
+    every = [{x.name: _at_least(x, label) for x in layers} for label in labels]
+    fitting = [a for a in every if average(layers, a) <= budget + SLACK]
     if not fitting:
         return None
-    found = {layer.name: fitting[-1] for layer in layers}
-    if fitting[-1] == labels[-1]:
-        return found
-    wider = labels[labels.index(fitting[-1]) + 1]
+    found = fitting[-1]
+    wider = every[min(len(fitting), len(every) - 1)]
     for layer in layers:
-        tried = {**found, layer.name: wider}
+        tried = {**found, layer.name: wider[layer.name]}
         if average(layers, tried) <= budget + SLACK:
             found = tried
     return found
+
+
+def _at_least(layer: Layer, label: str) -> str:
+    """Return a layer's narrowest choice of at least a width; the widest where there is none."""
+    wide = [own for own in layer.bits if int(own) >= int(label)]
+    return wide[0] if wide else list(layer.bits)[-1]
 
 
 def least(

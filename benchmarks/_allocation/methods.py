@@ -76,7 +76,9 @@ def octavo_default(
                     "accuracy": {
                         "metric": "score",
                         "higher_is_better": False,
-                        "tolerance": 0.9,
+                        # No goal: the budget alone decides.
+                        "mode": "absolute",
+                        "tolerance": 1e6,
                         "noise_runs": 1,
                     },
                 },
@@ -85,6 +87,8 @@ def octavo_default(
                 storage=Path(place) / "history.db",
                 sensitivities=folder / f"octavo-{rounding}.json",
                 progress=False,
+                arrays=True,
+                backends=[subject.backend],
             )
         except ConfigError as error:
             return Found(None, note=str(error))
