@@ -33,6 +33,10 @@ FLOAT = "32"
 """Label of a layer that stays in float."""
 
 
+WIDTHS = (2.25, 2.5, 3.0, 3.5, 4.25, 5.0)
+"""Budgets where layers take 2, 3, 4 or 8 bits."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model and how its allocations are judged.
@@ -52,7 +56,9 @@ class Subject:
         shown: From the mean to the figure.
         roundings: That allocations are judged under.
         budgets: Bits a weight.
-        language: The float model of transformers and its tokenizer's folder, for the peers.
+        has_float: Whether layers may stay in float, which small ones do at next to no price.
+        language: Makes the float model of transformers, for the peers; None for other models.
+        folder: Of its tokenizer.
     """
 
     name: str
@@ -67,7 +73,7 @@ class Subject:
     quality: Callable[[Any, Outputs], tuple[float, int]] | None = None
     shown: Callable[[float], float] = float
     roundings: tuple[str, ...] = ("rtn",)
-    budgets: tuple[float, ...] = (2.25, 2.5, 3.0, 3.5, 4.25, 5.0)
+    budgets: tuple[float, ...] = WIDTHS
     has_float: bool = False
     language: Callable[[], Any] | None = None
     folder: Any = None

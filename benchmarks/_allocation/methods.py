@@ -88,6 +88,7 @@ def octavo_default(
                 sensitivities=folder / f"octavo-{rounding}.json",
                 progress=False,
                 arrays=True,
+                simulated=True,
                 backends=[subject.backend],
             )
         except ConfigError as error:

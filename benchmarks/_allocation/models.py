@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks._tasks import Logits, Retrieval
 from benchmarks.algorithms import load_task
 
-from .bench import Distance, Outputs, Subject
+from .bench import WIDTHS, Distance, Outputs, Subject
 from .networks import network, pictures
 
 LENGTH = 256
@@ -139,7 +139,8 @@ def minilm(rows: int, *, activations: bool = False) -> Subject:
         unit="1 - cosine",
         score=_distance_to_float(task.model, batches[2:4], cosine_distance),
         roundings=("rtn", "gptq"),
-        **_with_float(activations),
+        has_float=True,
+        budgets=WHOLE_WIDTHS if activations else WIDTHS,
     )
 
 
@@ -169,6 +170,7 @@ def convolutions(block: type[nn.Module], rows: int) -> Subject:
         distance=divergence,
         unit="KL",
         score=_distance_to_float(model, batches[2:4], divergence),
+        has_float=True,
         budgets=FROM_THREE,
     )
 
@@ -204,12 +206,9 @@ def detector(rows: int) -> Subject:
         distance=relative_error,
         unit="squared error / variance",
         score=_distance_to_float(float_maps, batches[2:4], relative_error),
-        **_with_float(True),
+        has_float=True,
+        budgets=WHOLE_WIDTHS,
     )
-
-
-def _with_float(floats: bool) -> dict[str, Any]:
-    return {"has_float": True, "budgets": WHOLE_WIDTHS} if floats else {}
 
 
 class _Once:
