@@ -155,7 +155,7 @@ def main() -> None:
         again(store, bench, given)
     if not given.allocate_only:
         print()
-        print(everything(store, subject, list(METHODS)))
+        print(everything(store, subject, list(METHODS), list(PEERS)))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from .bench import Subject
 from .store import Cell, Store
 
 WIDE = 15
+BARS = {"code": 2.0, "file": 0.0}
+"""Percent that octavo may lose more than the best peer."""
 
 
 def distances(
@@ -60,25 +62,46 @@ def _least(
 
 
 def against(
-    store: Store, axis: str, rounding: str, ours: str, others: Sequence[str]
+    store: Store,
+    axis: str,
+    rounding: str,
+    ours: str,
+    others: Sequence[str],
+    peers: Sequence[str],
 ) -> list[str]:
     """Return how much more distance one method has than others, mean +- standard error of the
-    rows' log ratios."""
+    rows' log ratios; last, beside the best peer of each budget, whether the bar is met."""
     budgets = budgets_of(store, axis)
     lines = [f"{ours} over the others, %, by {axis} bits, {rounding}"]
     for other in others:
-        texts = []
-        for budget in budgets:
-            mine = store.cell(axis, budget, ours).get("judged", {}).get(rounding)
-            its = store.cell(axis, budget, other).get("judged", {}).get(rounding)
-            if mine is None or its is None or other == ours:
-                texts.append("")
-                continue
-            more, error = log_ratio(mine["distances"], its["distances"])
-            texts.append(f"{more:+.1f}+-{error:.1f}")
-        if any(texts):
+        found = [_more(store, axis, b, rounding, ours, other) for b in budgets]
+        texts = [f"{m[0]:+.1f}+-{m[1]:.1f}" if m else "" for m in found]
+        if any(texts) and other != ours:
             lines.append(f"{other:<16}" + "".join(f"{t:>{WIDE}}" for t in texts))
+    verdicts = []
+    for budget in budgets:
+        beside = [_more(store, axis, budget, rounding, ours, peer) for peer in peers]
+        worst = max((m[0] for m in beside if m), default=None)
+        verdicts.append("" if worst is None else verdict(worst, axis))
+    if any(verdicts):
+        lines.append(f"{'best peer':<16}" + "".join(f"{v:>{WIDE}}" for v in verdicts))
     return lines if len(lines) > 1 else []
+
+
+def verdict(more: float, axis: str) -> str:
+    """Return a difference from the best peer, in percent, and whether it is within the bar."""
+    met = more <= BARS[axis]
+    return f"{more:+.1f} {'met' if met else 'MISSED'}"
+
+
+def _more(
+    store: Store, axis: str, budget: float, rounding: str, ours: str, other: str
+) -> tuple[float, float] | None:
+    mine = store.cell(axis, budget, ours).get("judged", {}).get(rounding)
+    its = store.cell(axis, budget, other).get("judged", {}).get(rounding)
+    if mine is None or its is None:
+        return None
+    return log_ratio(mine["distances"], its["distances"])
 
 
 def costs(store: Store, axis: str, shown: Sequence[str]) -> list[str]:
@@ -122,7 +145,9 @@ def _short(note: str, most: int = WIDE - 1) -> str:
     return note if len(note) <= most else note[: most - 1] + "~"
 
 
-def everything(store: Store, subject: Subject, methods: Sequence[str]) -> str:
+def everything(
+    store: Store, subject: Subject, methods: Sequence[str], peers: Sequence[str]
+) -> str:
     """Return all tables of a store."""
     parts: list[list[str]] = []
     axes = [axis for axis in ("code", "file") if budgets_of(store, axis)]
@@ -131,7 +156,7 @@ def everything(store: Store, subject: Subject, methods: Sequence[str]) -> str:
             shown = [m for m in methods if _is_shown(m, rounding)]
             ours = "octavo" if rounding == "rtn" else f"octavo {rounding}"
             parts.append(distances(store, subject, axis, rounding, shown))
-            parts.append(against(store, axis, rounding, ours, shown))
+            parts.append(against(store, axis, rounding, ours, shown, peers))
         parts.append(costs(store, axis, methods))
     return "\n\n".join("\n".join(part) for part in parts if part)
 

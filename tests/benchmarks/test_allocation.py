@@ -16,6 +16,7 @@ from benchmarks._allocation.arithmetic import (
 from benchmarks._allocation.models import divergence, next_tokens
 from benchmarks._allocation.peers import auto_round_overhead
 from benchmarks._allocation.store import Store
+from benchmarks._allocation.tables import against
 from octavo.core.errors import ConfigError
 
 WIDTHS = {"2": 2.0, "3": 3.0, "4": 4.0, "8": 8.0}
@@ -106,3 +107,22 @@ def test_results_go_on_and_those_of_other_settings_are_refused(tmp_path: Path) -
     assert Store(path, {"rows": 2}).cell("code", 2.5, "uniform") == {"used": 2.25}
     with pytest.raises(ConfigError, match="another --out"):
         Store(path, {"rows": 4})
+
+
+def test_the_bar_is_held_against_the_best_peer() -> None:
+    store = Store(None, {})
+    for method, distances in (
+        ("octavo", [0.103, 0.206]),
+        ("good", [0.1, 0.2]),
+        ("poor", [0.4, 0.8]),
+    ):
+        cell = store.cell("code", 3.0, method)
+        cell["judged"] = {"rtn": {"distances": distances, "quality": None}}
+    lines = against(
+        store, "code", "rtn", "octavo", ["octavo", "good", "poor"], ["good", "poor"]
+    )
+    assert [line.split() for line in lines[1:]] == [
+        ["good", "+3.0+-0.0"],
+        ["poor", "-74.2+-0.0"],
+        ["best", "peer", "+3.0", "MISSED"],
+    ]
