@@ -49,9 +49,7 @@ class Histogram:
         low = _host(xp.min(rows, axis=1))
         high = _host(xp.max(rows, axis=1))
         largest = max(float(high.max()), -float(low.min()))
-        needed = self._width_for(largest)
-        if needed > self.width or not self.counts.size:
-            self._widen(max(needed, self.width))
+        self._widen(max(self._width_for(largest), self.width))
         self._add(self._count(rows), low, high)
 
     def _rows(self, x: Array) -> Array:

@@ -83,8 +83,8 @@ def divergence(sizes: np.ndarray, threshold: int, levels: int) -> float:
     p = inside.copy()
     p[-1] += sizes[threshold:].sum()
     level = np.arange(threshold) * levels // threshold
-    mass = np.bincount(level, inside, levels)
-    places = np.bincount(level, filled, levels)
+    mass = np.bincount(level, inside)
+    places = np.bincount(level, filled)
     spread_again = (mass / np.maximum(places, 1))[level]
     q = np.where(filled, spread_again, 0.0)
     p = p / p.sum()

@@ -31,7 +31,7 @@ class HistogramCalibrator(Calibrator):
         """Take one batch."""
         if self._like is None:
             xp = array_namespace(x)
-            self._like = xp.zeros((), dtype=xp.float32, device=device(x))
+            self._like = xp.zeros((), device=device(x))
         self.histogram.update(self.seen(x))
 
     def seen(self, x: Array) -> Array:
@@ -212,13 +212,11 @@ def best_range(
     """Return the range of least expected squared error among candidates of shape (candidates,)."""
     filled = counts > 0
     values = centres[filled].astype(np.float32)
-    weights = counts[filled].astype(np.float64)
-    ends = (lows.astype(np.float32), highs.astype(np.float32))
-    params, _ = choose_params(*ends, spec, None)
+    params, _ = choose_params(lows, highs, spec, None)
     scale = params.scale[:, None]
     zero_point = params.zero_point[:, None]
     projected = project_values(values[None, :], scale, zero_point, spec)
-    errors = ((projected - values) ** 2) @ weights
+    errors = ((projected - values) ** 2) @ counts[filled]
     best = int(np.argmin(errors))
     return float(lows[best]), float(highs[best])
 
@@ -226,7 +224,7 @@ def best_range(
 def quantile(counts: np.ndarray, edges: np.ndarray, share: float) -> float:
     """Return the value below which ``share`` of the counts lie, linear within a bin."""
     cumulated = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
-    end = int(np.searchsorted(cumulated, share, side="left"))
+    end = int(np.searchsorted(cumulated, share))
     # A share of 0 lies in the first bin, and rounding may carry one of 1 beyond the last.
     end = min(max(end, 1), len(counts))
     start = end - 1

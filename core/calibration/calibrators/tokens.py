@@ -72,7 +72,7 @@ class TokenQuantile(HistogramCalibrator):
     config: TokenConfig
 
     def __init__(self, config: PartConfig, axis: int | None = None) -> None:
-        super().__init__(config, None)
+        super().__init__(config)
         if axis is not None:
             raise DataError(
                 "the token calibrator gives one range for a whole tensor; use granularity tensor "
@@ -110,7 +110,8 @@ class TokenQuantile(HistogramCalibrator):
             return super().range(spec)
         loss = OutputLoss(self._sample.tokens, readers(), spec)
         tried = [(loss(ends), ends) for ends in self._coarse(spec)]
-        error, ends = min(tried, key=lambda pair: pair[0])
+        # Of equal losses the widest range, whose lower end is the least.
+        error, ends = min(tried)
         low, high = loss.learned(ends, error, self.config.iterations)
         seen = self.histogram
         within = np.clip([low, high], seen.low[0], seen.high[0]).astype(np.float32)
@@ -145,7 +146,7 @@ class TokenQuantile(HistogramCalibrator):
         positive = counts[half:]
         below = 0.0
         if negative.sum():
-            below = quantile(negative, edges[: half + 1], 1 - share)
+            below = quantile(negative, edges, 1 - share)
         above = quantile(positive, edges[half:], share)
         return below, above
 
@@ -174,7 +175,7 @@ class TokenSample:
     def update(self, x: Array) -> None:
         """Take one batch; tokens are rows along its last axis."""
         xp = array_namespace(x)
-        tokens = xp.astype(xp.reshape(x, (-1, x.shape[-1])), xp.float32)
+        tokens = xp.reshape(x, (-1, x.shape[-1]))
         if self._held is None:
             width = int(tokens.shape[1])
             places = min(_TOKENS, max(_FEWEST, _SAMPLE // width))
@@ -291,10 +292,8 @@ class OutputLoss:
         steps = 2**self._spec.bits - (2 if self._spec.symmetric else 1)
         below = xp.astype(self._x < bottom, xp.float32)
         above = xp.astype(self._x > top, xp.float32)
-        inside = 1 - below - above
-        if float(params.scale) > 0:
-            # x' - x is s (q - v).
-            inside = inside * error / params.scale / steps
+        # x' - x is s (q - v).
+        inside = (1 - below - above) * error / params.scale / steps
         by_low = 2 * float(xp.sum(through * (below - inside), dtype=xp.float64))
         by_high = 2 * float(xp.sum(through * (above + inside), dtype=xp.float64))
         if self._spec.symmetric:
