@@ -21,14 +21,20 @@ from octavo.core.numerics.affine import (
 )
 from octavo.core.numerics.blocked import round_blocked, takes
 from octavo.core.numerics.channels import ChannelMap, as_map, chained, channel_maps
-from octavo.core.numerics.codec import choose_params, encode, known_dtype
+from octavo.core.numerics.codec import (
+    choose_params,
+    decode,
+    encode,
+    known_dtype,
+    project,
+)
 from octavo.core.numerics.extremes import extremes, numpy_extremes
 from octavo.core.numerics.hadamard import hadamard, hadamard_parts, rotate
 from octavo.core.numerics.layout import contiguous, from_matrix, stretch, to_matrix
 from octavo.core.numerics.packing import pack, pack_stream, unpack, unpack_stream
 from octavo.core.numerics.ranges import ranges, token_params
 from octavo.core.numerics.rounding import given, stochastic
-from octavo.core.numerics.rows import Rows, rounding_rows, rows_of
+from octavo.core.numerics.rows import Rows, _cropped, rounding_rows, rows_of
 from octavo.core.numerics.tensor import PackedTensor, QuantizedTensor, compact
 from octavo.core.values.graph import Group, Op, Weight
 from octavo.core.values.scheme import QuantSpec
@@ -55,7 +61,11 @@ def test_ranges_and_middles(dtype: str) -> None:
         else:
             balanced = symmetric and bits >= 7
             assert (low, high) == (-(2 ** (bits - 1)) + balanced, 2 ** (bits - 1) - 1)
-    assert middle_code(spec_of(dtype)) == (2 ** (bits - 1) if dtype[0] == "u" else 0)
+    middle = middle_code(spec_of(dtype))
+    assert middle == (2 ** (bits - 1) if dtype[0] == "u" else 0)
+    assert isinstance(middle, int)
+    if bits == 8 and dtype[0] == "i":
+        assert integer_range(spec_of(dtype, reduce_range=True)) == (-63, 63)
 
 
 @pytest.mark.parametrize("dtype", INTS)
@@ -93,6 +103,10 @@ def test_ranges_that_leave_zero_out() -> None:
         assert outside.axis == 0
         assert outside.scale.dtype == np.float32
         assert outside.zero_point.dtype == np.int32
+    # A scale that is given need not hold the range: the zero point stays a code.
+    small = affine_params(low, -low, spec, scale=np.float32([0.01, 0.01]))
+    np.testing.assert_array_equal(small.zero_point, [0, 255])
+    np.testing.assert_array_equal(small.scale, np.float32([0.01, 0.01]))
     clipped = affine_params(low, high, spec, convention="pytorch")
     np.testing.assert_array_equal(clipped.zero_point, [0, 255])
 
@@ -198,6 +212,8 @@ def test_blocks_give_what_the_whole_gives(
     weight = random.normal(size=(11, 512)).astype(np.float32)
     weight[3], weight[4, :256], weight[5] = 0, 1e-40, np.abs(weight[5])
     weight[6] = -np.abs(weight[6])
+    # With seven steps the smallest scale that is one.
+    weight[8] = 7 * np.finfo(np.float32).tiny
     # A few rows at a time, on several threads.
     monkeypatch.setattr(blocked, "_NUMPY_BLOCK", 1024)
     monkeypatch.setattr(blocked, "_TORCH_BLOCK", 1536)
@@ -293,7 +309,13 @@ def test_tokens_have_scales_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_stochastic_rounding_draws_by_seed_and_shape(seed: int) -> None:
+def test_stochastic_rounding_draws_by_seed_and_shape(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Zeros:
+        def random(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+            return np.zeros(shape, dtype)
+
     x = np.random.default_rng(1).normal(size=(40, 3)).astype(np.float32) * 4
     drawn = np.random.default_rng(seed).random((40, 3), dtype=np.float32)
     expected = np.floor(x) + (drawn < x - np.floor(x))
@@ -301,6 +323,9 @@ def test_stochastic_rounding_draws_by_seed_and_shape(seed: int) -> None:
     np.testing.assert_array_equal(found, expected)
     assert found.dtype == np.float32
     # Whole numbers stay.
+    np.testing.assert_array_equal(stochastic(seed)(np.float32([2, -3])), [2, -3])
+    # Of a draw of zero too.
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Zeros())
     np.testing.assert_array_equal(stochastic(seed)(np.float32([2, -3])), [2, -3])
     up = given(np.asarray([True, False, True]))(np.float32([1.2, 1.8, -0.5]))
     np.testing.assert_array_equal(up, [2, 1, 0])
@@ -467,7 +492,56 @@ def test_patches_by_torchs_convolution(groups: int, monkeypatch: Any) -> None:
     assert list(rows.chunks(x[:0])) == []
 
 
+def test_linear_ops_read_the_last_axis() -> None:
+    x = np.arange(30, dtype=np.float64).reshape(2, 3, 5)
+    (rows,) = Rows().chunks(x)
+    assert rows.dtype == np.float32
+    np.testing.assert_array_equal(rows, x.reshape(1, 6, 5))
+
+
+def test_what_a_transposed_convolution_cuts() -> None:
+    x = np.arange(24).reshape(1, 2, 3, 4)
+    np.testing.assert_array_equal(_cropped(x, 3, 1, 2), x[..., 1:2])
+    np.testing.assert_array_equal(_cropped(x, 2, 0, 1), x[:, :, :2])
+    assert _cropped(x, 2, 0, 0) is x
+
+
 # Rotations and channel maps
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+def test_channel_maps_give_float32(dtype: Any) -> None:
+    scale, shift = np.float32([2, 4]), np.float32([1, -1])
+    weight, bias = np.asarray([[1, 2], [3, 4]], dtype), np.asarray([5, 6], dtype)
+    change = ChannelMap(scale, shift)
+    moved = change.reader_bias(weight, bias)
+    for found, expected in (
+        (change.apply(bias), [2, 1.75]),
+        (change.reader(weight), [[2, 8], [6, 16]]),
+        (moved, [4, 5]),
+        (change.reader_bias(weight, None), [-1, -1]),
+        (change.writer(weight, bias)[0], [[0.5, 1], [0.75, 1]]),
+        (change.writer(weight, bias)[1], [2, 1.75]),
+        (change.writer(weight, None)[1], [-0.5, 0.25]),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected)
+    kernel = np.ones((4, 1, 2), dtype)
+    by_group = ChannelMap(scale).grouped_reader(kernel, 2)
+    assert by_group.dtype == np.float32
+    np.testing.assert_array_equal(by_group[:, 0, 0], [2, 2, 4, 4])
+    assert ChannelMap(scale).writer(weight, None)[1] is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "mxint8", "nf4", "mxfp4", "int4"])
+def test_numbers_are_float32(dtype: str) -> None:
+    x = np.float64([-1, 0.25, 0.5, 1])
+    spec = spec_of(dtype)
+    params, _ = choose_params(np.float32(-1), np.float32(1), spec, None)
+    back = decode(encode(x, params), params)
+    assert back.dtype == np.float32 and params.scale.dtype == np.float32
+    np.testing.assert_allclose(back, x, atol=0.1)
+    np.testing.assert_array_equal(project(x, params), back)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 8, 12, 20, 32])
