@@ -262,12 +262,13 @@ class Curvature:
             for weight, codes in one.weights:
                 name, axis = self._there(weight, transforms)
                 label = self._form(one.op, weight, one.asked, transforms)
-                added = None
+                added = direction = None
                 if noise is not None:
                     matrix = to_matrix(session.tensor(weight.name), weight.channel_axis)
                     added = noise.per_channel(to_numpy(matrix))
+                    direction = noise.direction
                 error = _error_of(session, weight, codes)
-                changes.setdefault(name, {})[label] = Change(error, added)
+                changes.setdefault(name, {})[label] = Change(error, added, direction)
                 axes[name] = axis
         return changes, axes
 

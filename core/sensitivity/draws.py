@@ -27,12 +27,14 @@ class Change:
 
     Attributes:
         error: Computes the weight's error anew, so that none is kept in memory.
-        noise: What rounding the input adds to each output channel, over the input's power
+        noise: What rounding the input adds to each output channel, over the input's variance
             (channels,); None where it stays in float.
+        mean: Direction of the input's mean, (groups, features), of length 1 or 0.
     """
 
     error: ErrorOf
     noise: np.ndarray | None = None
+    mean: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ class Differentiated:
         )
 
 
+@dataclass
+class _Sums:
+    """What one change adds up to over the draws.
+
+    Attributes:
+        by_channel: Of (g . d)^2, channel by channel.
+        whole: Of (g . d)^2, all channels together.
+        noise: Of what noise of the input costs.
+    """
+
+    by_channel: float = 0.0
+    whole: float = 0.0
+    noise: float = 0.0
+
+
 def quadratic_forms(
     where: Differentiated,
     changes: Mapping[str, Mapping[str, Change]],
@@ -75,14 +92,14 @@ def quadratic_forms(
 ) -> dict[str, float]:
     """Estimate d^T H d for several changes of several weights, in one pass of draws.
 
-    For an error of the weight it is the mean over draws of the sum over output channels of (g .
-    d)^2. A channel's part, written with the gradient at the op's output and the output's change, is
-    ModelOpt's score (gradient x output change)^2. Rounding errors of different channels are
-    independent, so that the products between channels cancel.
+    For an error of the weight it is the mean over draws of (g . d)^2, or of the sum over output
+    channels of that (a channel's part, written with the gradient at the op's output and the
+    output's change, is ModelOpt's score). See :func:`_weighed` for which counts how much.
 
     Noise of the input meets the gradient at the op's output, G, which nobody hands over. But g is
-    the sum over rows of G x, so that |g|^2 of a channel is its sum of G^2 times the input's power,
-    where rows are independent.
+    the sum over rows of G x, so that |g|^2 of a channel is its sum of G^2 times the input's
+    variance, where rows are independent. The part of g along the mean of the inputs is left out:
+    there the rows' gradients, which are alike behind a pooling, add up.
 
     Args:
         where: Where gradients are taken.
@@ -94,28 +111,76 @@ def quadratic_forms(
     Returns:
         Label -> the estimate.
     """
-    sums = {label: 0.0 for wanted in changes.values() for label in wanted}
+    sums = {label: _Sums() for wanted in changes.values() for label in wanted}
     count = 0
 
     def sink(name: str, gradient: Array) -> None:
         rows = to_matrix(gradient, axes[name])
         xp = array_namespace(rows)
-        squares = None
         for label, change in changes[name].items():
-            # One share per output channel.
+            found = sums[label]
             error = xp.asarray(change.error(), device=device(rows))
+            # One share per output channel.
             shares = xp.sum(rows * error, axis=1)
-            total = float(xp.sum(shares * shares))
+            found.by_channel += float(xp.sum(shares * shares))
+            found.whole += float(xp.sum(shares)) ** 2
             if change.noise is not None:
-                squares = xp.sum(rows * rows, axis=1) if squares is None else squares
+                squares = _off_mean(rows, change.mean)
                 noise = xp.asarray(change.noise, device=device(rows))
-                total += float(xp.sum(squares * noise))
-            sums[label] += total
+                found.noise += float(xp.sum(squares * noise))
 
     for draw in range(DRAWS):
         begin_draw()
         count += where.run(tuple(changes), sink, seed=seed + draw)
-    return {label: total / max(1, count) for label, total in sums.items()}
+    return _weighed(sums, max(1, count))
+
+
+def _off_mean(rows: Array, mean: np.ndarray | None) -> Array:
+    """Return the squared length of each channel's gradient without its part along the mean.
+
+    Args:
+        rows: The gradient, (channels, features).
+        mean: Direction of the input's mean, (groups, features); None for none.
+    """
+    xp = array_namespace(rows)
+    squares = xp.sum(rows * rows, axis=1)
+    if mean is None:
+        return squares
+    groups, features = mean.shape
+    direction = xp.asarray(mean, device=device(rows))[:, None, :]
+    along = xp.sum(xp.reshape(rows, (groups, -1, features)) * direction, axis=2)
+    return squares - xp.reshape(along, (-1,)) ** 2
+
+
+def _weighed(sums: Mapping[str, _Sums], count: int) -> dict[str, float]:
+    """Return the estimates, each between its sum by channels and its sum of all together.
+
+    Both have the same mean over independent rounding errors. The sum by channels leaves the
+    products between channels out: it is steady, and wrong where a few directions of the outputs
+    hold most of H (a pooled embedding, a few classes), because there the products of the errors
+    that are do not cancel. All together is right, and of few draws: its logarithm has the variance
+    2 / count, that of a mean of ``count`` squares of normal numbers. How far the two lie apart
+    beyond that, over all changes, says how much the products matter, and each estimate is shrunk
+    towards its sum by channels accordingly (empirical Bayes: Efron & Morris 1973).
+
+    Args:
+        sums: By label.
+        count: Draws times batches.
+    """
+    apart = {}
+    for label, found in sums.items():
+        if found.by_channel > 0 and found.whole > 0:
+            # The mean of the logarithm of such a mean is -1 / count.
+            apart[label] = np.log(found.whole / found.by_channel) + 1.0 / count
+    by_chance = 2.0 / count
+    spread = float(np.mean(np.square(list(apart.values())))) if apart else 0.0
+    beyond = max(0.0, spread - by_chance)
+    trust = beyond / (beyond + by_chance)
+    estimates = {}
+    for label, found in sums.items():
+        of_weight = found.by_channel * np.exp(trust * apart.get(label, 0.0))
+        estimates[label] = float((of_weight + found.noise) / count)
+    return estimates
 
 
 def traces(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from octavo.core.calibration.features import FeatureSquare
+from octavo.core.calibration.features import FeatureSquare, FeatureSum
 from octavo.core.contract.adapter import Batch, OpParameters, Session
 from octavo.core.numerics.affine import Array, QuantParams
 from octavo.core.numerics.arrays import to_numpy
@@ -28,11 +28,20 @@ class InputNoise:
 
     Attributes:
         square: Mean square of each feature's error, (groups, features).
-        power: Sum over features of the input's own mean squares, (groups,).
+        power: Sum over features of the input's own variances, (groups,).
+        mean: The input's mean, (groups, features).
     """
 
     square: np.ndarray
     power: np.ndarray
+    mean: np.ndarray
+
+    @property
+    def direction(self) -> np.ndarray:
+        """The mean of the inputs at length 1, (groups, features) float32; 0 where it is 0."""
+        lengths = np.linalg.norm(self.mean, axis=1, keepdims=True)
+        found: np.ndarray = self.mean / np.where(lengths > 0, lengths, 1.0)
+        return found.astype(np.float32)
 
     def per_channel(self, weight: np.ndarray) -> np.ndarray:
         """Return the energy that the errors add to each output channel, over the input's power.
@@ -58,6 +67,7 @@ class _Watch:
         round: Returns the rounded value.
         errors: Sees the rows of errors.
         inputs: Sees the rows of the value.
+        sums: Likewise.
     """
 
     maps: tuple[ChannelMap, ...]
@@ -65,6 +75,7 @@ class _Watch:
     round: Callable[[Array], Array]
     errors: FeatureSquare
     inputs: FeatureSquare
+    sums: FeatureSum
 
     def update(self, x: Array) -> None:
         for one in self.maps:
@@ -74,12 +85,15 @@ class _Watch:
             return
         self.errors.update(self.round(seen) - seen)
         self.inputs.update(seen)
+        self.sums.update(seen)
 
     def found(self) -> InputNoise:
         count = max(1, self.errors.count)
         square = np.asarray(self.errors.value) / count
-        power = np.asarray(self.inputs.value).sum(axis=1) / count
-        return InputNoise(square, power)
+        mean = np.asarray(self.sums.value) / count
+        variance = np.asarray(self.inputs.value) / count - np.square(mean)
+        power = np.maximum(variance, 0.0).sum(axis=1)
+        return InputNoise(square, power, mean)
 
 
 @dataclass
@@ -107,7 +121,8 @@ class InputNoises:
             return
         value = op.inputs[0]
         maps, axis = change(op.name, value)
-        watch = _Watch(maps, axis, rounded, FeatureSquare(rows), FeatureSquare(rows))
+        squares = FeatureSquare(rows), FeatureSquare(rows)
+        watch = _Watch(maps, axis, rounded, *squares, FeatureSum(rows))
         self.watches[label] = (value, watch)
 
     def observe(self, session: Session, batches: Sequence[Batch]) -> int:

@@ -170,7 +170,6 @@ class SensitivityService:
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms = ()
     ) -> int:
         """Return how many runs of a batch asking for these would still cost."""
-        kind = self._settled(kind)
         self._check(kind, pairs)
         under = transforms or self.realizer.space.required
         unknown: dict[str, dict[str, OpScheme]] = {}
@@ -245,7 +244,6 @@ class SensitivityService:
     def _ask(
         self, kind: str, pairs: Sequence[Pair], transforms: Transforms
     ) -> Sequence[float]:
-        kind = self._settled(kind)
         self._check(kind, pairs)
         # No recipe of the space goes without what it requires.
         transforms = transforms or self.realizer.space.required
@@ -264,28 +262,28 @@ class SensitivityService:
             group[key] = partial(compute, self._units[name].ops, scheme, transforms)
         if drawn:
             self._book.recall(drawn)
-            self._prepare_gradients(pairs, transforms)
+            self._prepare_gradients(kind, pairs, transforms)
             # What they need was told as it went on.
             self._book.find_out(drawn, unwatched)
         self._book.recall(wanted)
         self._book.find_out(wanted, self._watched)
         return [0.0 if key is None else self._book.loss(key) for key in keys]
 
-    def _settled(self, kind: str) -> str:
-        return self.preferred if kind == "auto" else kind
-
     def _served(
         self, kind: str, name: str, scheme: OpScheme, transforms: Transforms
     ) -> str:
-        """Return the kind that answers for a pair.
+        """Return the kind that answers for a pair; where gradients cannot, the distance does.
 
-        Where gradients cannot, the distance of the outputs does, which is in the same unit.
+        Under ``auto`` that is so for rounded inputs too: what they cost shows in gradients behind
+        poolings and few outputs to a factor of 2 only, and modes are compared with each other.
         """
-        unit = self._units.get(name)
-        if kind != "gradient" or unit is None:
-            return kind
+        asked = self.preferred if kind == "auto" else kind
+        if asked != "gradient":
+            return asked
+        unit = self._units[name]
         can_tell = self.curvature.serves(unit.ops, scheme, transforms)
-        return kind if can_tell else "output_distance"
+        rounds_inputs = kind == "auto" and scheme.input is not None
+        return asked if can_tell and not rounds_inputs else "output_distance"
 
     def _key(
         self, kind: str, name: str, scheme: OpScheme, transforms: Transforms
@@ -294,7 +292,7 @@ class SensitivityService:
         return key_of(by, name, scheme, transforms)
 
     def _check(self, kind: str, pairs: Sequence[Pair]) -> None:
-        if kind not in self.kinds:
+        if kind not in (*self.kinds, "auto"):
             raise ConfigError(
                 f"there is no sensitivity {kind!r} on {self.opened.name}; "
                 f"there are {', '.join(self.kinds)}"
@@ -309,11 +307,13 @@ class SensitivityService:
                 "or a strategy that asks for none"
             )
 
-    def _prepare_gradients(self, pairs: Sequence[Pair], transforms: Transforms) -> None:
+    def _prepare_gradients(
+        self, kind: str, pairs: Sequence[Pair], transforms: Transforms
+    ) -> None:
         """Find what the gradients of all pairs need in one pass."""
         wanted = []
         for name, scheme in pairs:
-            own = self._served("gradient", name, scheme, transforms)
+            own = self._served(kind, name, scheme, transforms)
             key = self._key(own, name, scheme, transforms)
             is_drawn = own == "gradient" and not scheme.is_float
             if is_drawn and not self._book.is_settled(key):

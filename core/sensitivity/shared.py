@@ -81,8 +81,6 @@ class SharedSensitivity(RecipeSensitivity):
         transforms: tuple[PartChoice, ...] = (),
     ) -> int:
         """Return how many runs of a batch asking for these would still cost."""
-        if kind == "auto":
-            kind = self.preferred
         missing = [
             pair
             for pair in pairs
@@ -112,8 +110,6 @@ class SharedSensitivity(RecipeSensitivity):
         pairs: Sequence[tuple[str, OpScheme]],
         transforms: tuple[PartChoice, ...],
     ) -> Sequence[float]:
-        if kind == "auto":
-            kind = self.preferred
         keys = [self._key(kind, name, scheme, transforms) for name, scheme in pairs]
         missing = [
             i for i, key in enumerate(keys) if key is None or key not in self._scores

@@ -42,13 +42,9 @@ def offers(problem: Problem, kind: str) -> bool:
 
 
 def resolved(problem: Problem, kind: str) -> str:
-    """Return what a kind stands for: ``auto`` is what the service prefers."""
-    if kind != "auto":
-        return kind
-    service = problem.sensitivity
-    if isinstance(service, RecipeSensitivity):
-        return service.preferred
-    return "output_distance"
+    """Return what to ask for: a service that cannot choose has no ``auto``."""
+    can_choose = isinstance(problem.sensitivity, RecipeSensitivity)
+    return "output_distance" if kind == "auto" and not can_choose else kind
 
 
 def pair_losses(
