@@ -34,7 +34,7 @@ def checked_together(
     """
     recipe = taken.recipe(taken.least(limits))
     # Only the preferred kind's losses are in the unit of whole recipes' distances.
-    if not len(recipe) or taken.kind != service.preferred:
+    if not len(recipe) or taken.kind not in ("auto", service.preferred):
         return taken
     ratio = service.interaction(recipe)
     if not math.isfinite(ratio) or abs(ratio - 1.0) <= ADDS_UP:
