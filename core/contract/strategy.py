@@ -110,6 +110,8 @@ class Problem:
         earlier: Trials of runs with other goals or budgets on the same model, data and score, each
             with its margin to this run's goal. They say how much recipes lose, and are no
             candidates.
+        float_size: Bytes of the float model's saved files, which ``budgets.size`` is a share of; 0
+            where that is not measured.
     """
 
     space: TuningSpace
@@ -121,6 +123,7 @@ class Problem:
     max_trials: int | None = None
     worth: Callable[[], float | None] = lambda: None
     earlier: tuple[Trial, ...] = ()
+    float_size: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from . import shown
 from .comparing import Comparison, Origin, compare
 from .ledger import Ledger
 from .saving import MODEL, save_candidate
+from .weight_bits import bits_per_weight
 
 if TYPE_CHECKING:
     from octavo.core.contract.plugins import PluginHost
@@ -71,6 +72,15 @@ class Quantized:
         return {op.name: op.type for op in self.view.ops} if self.view else {}
 
     @property
+    def bits_per_weight(self) -> Mapping[str, float]:
+        """Bits that the saved model takes for an average weight, scales, zero points and repairs
+        among them: ``quantized`` over the weights that are quantized, ``all`` over all weights.
+
+        Empty where the model's ops are not known, as after :func:`octavo.load`.
+        """
+        return bits_per_weight(self.view, self.candidate.ledger, self.coverage)
+
+    @property
     def saved(self) -> Path | None:
         """The folder that it was last saved to by this object; None before that."""
         found: Path | None = self.__dict__.get("_folder")
@@ -84,6 +94,7 @@ class Quantized:
     def facts(self) -> dict[str, Any]:
         """Return everything but the model, JSON-ready."""
         return {
+            "bits_per_weight": dict(self.bits_per_weight),
             "coverage": self.coverage.to_json(),
             "backend_settings": dict(self.backend_settings),
             "ops": self._ops(),

@@ -93,6 +93,12 @@ class JointStrategy:
         )
 
 
+def _float_size(bench: Bench) -> float:
+    """Return the bytes of the float model's saved files; 0 where they are not measured."""
+    measured = bench.scored.objectives.get("size") if bench.scored else None
+    return measured.value if measured is not None else 0.0
+
+
 def build_strategy(
     bench: Bench,
     settings: TuningConfig,
@@ -125,6 +131,7 @@ def build_strategy(
             max(1, settings.max_trials // len(services)),
             partial(worth_of_probes, bench, service),
             earlier_trials(bench, service),
+            _float_size(bench),
         )
         built[name] = part.build(strategy, problem)
     joined = JointStrategy(built)

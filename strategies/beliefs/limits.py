@@ -28,6 +28,15 @@ NOISE = 0.02
 A busy machine's spread is no licence.
 """
 
+DESCRIPTION = 1024
+"""Bytes by which a file says what became of an op, beside its weights' own: the line of the recipe,
+names and places of tensors. PyTorch's, the longest, is about 700 longer than a float op's; long
+names add to it. The first trial tells it to the byte."""
+
+MOST_DESCRIBED = 0.01
+"""Share of the float model's size that descriptions are believed to take at most before a trial: of
+a tiny model they are a large part, and a guess of theirs must not forbid what would fit."""
+
 ROUNDED = 1 + 1e-9  # sums of floats round: what is a limit to the last digit keeps it
 
 
@@ -51,6 +60,13 @@ class Limits:
         fixed = [u for u in units if not u.tunable]
         self._whole = max(sum(unit.float_bytes for unit in units), 1.0)
         self._beside = sum(unit.float_bytes for unit in fixed)
+        if problem.float_size:
+            # What is no weight of an op (biases, norms) is in the float model's file as well.
+            tuned = sum(unit.float_bytes for unit in self._units)
+            told = DESCRIPTION * sum(len(unit.ops) for unit in self._units)
+            most = MOST_DESCRIBED * problem.float_size
+            self._beside = max(problem.float_size - tuned, 0.0) + min(told, most)
+            self._whole = problem.float_size
         self._held: list[tuple[CostBelief, float]] = []
 
     def __bool__(self) -> bool:

@@ -112,7 +112,8 @@ def test_a_whole_scheme_becomes_a_recipe() -> None:
     assert [str(r) for r in recipe.recovery] == ["distillation(steps=2)"]
     written = {str(s) for s in recipe.schemes.values()}
     assert written == {
-        "weight_only w:uint4-asym/group:64 awq -> gptq(bias_correction=True)"
+        "weight_only w:uint4-asym/group:64/scale:uint8 "
+        "awq -> gptq(bias_correction=True)"
     }
 
 
