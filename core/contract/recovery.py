@@ -84,6 +84,21 @@ def recovery_settings(choice: PartChoice) -> Settings:
     return found
 
 
+JUDGES = 4
+"""One batch of so many is held back from distillation."""
+
+
+def held_back(batches: int) -> range:
+    """Return the indices of the batches that distillation does not learn from, and is judged by.
+
+    One in four; the last one where there are fewer, which a single batch is learned from too.
+
+    Args:
+        batches: How many there are, at least one.
+    """
+    return range(min(JUDGES, batches) - 1, batches, JUDGES)
+
+
 def check_recovery(steps: Sequence[PartChoice]) -> None:
     """Look at the steps of a recipe's recovery.
 
@@ -145,6 +160,7 @@ __all__ = [
     "Qat",
     "Recovery",
     "check_recovery",
+    "held_back",
     "nothing_to_learn",
     "recovery_settings",
 ]

@@ -1,9 +1,8 @@
 """What a backend may learn from data, behind one door: :meth:`Session.training`.
 
 All of it is optional. A backend that has some of it returns a :class:`Training` and declares each
-part as a feature of its capability, by the names of :data:`TRAINING`; the rest refuses with the
-remedy. Nothing here knows a framework: what is trained by a loop of the user's own is handed over
-as the framework's object, as :attr:`Candidate.native` is.
+part as a feature of its capability, by the names of :data:`TRAINING`. Nothing here knows a
+framework: what a user's own loop trains is the framework's object, as :attr:`Candidate.native` is.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ class Reconstruction:
         scale_rate: Step size of the ranges' ends (``signed``) or of the scales (``adam``), relative
             to them. None for the optimizer's own: ``rate`` for ``signed``, as in the paper, and
             0.002 for ``adam``.
-        half: Multiply in bfloat16 while learning, where the processor has instructions for it; the
-            result is always rounded and judged in float32.
+        half: Multiply in bfloat16 while learning, where the processor can.
         seed: Of the order of batches.
         optimizer: ``signed`` is AutoRound as its paper has it: gradient descent by the sign, over
             rounding offsets and both ends of each range. ``adam`` learns offsets and scales.
         rows: Sequences of one step, at least: smaller batches are taken together.
+        hold_back: Learn nothing from one batch in four, which judge then.
     """
 
     iterations: int = 40
@@ -57,6 +56,7 @@ class Reconstruction:
     seed: int = 0
     optimizer: Literal["signed", "adam"] = "signed"
     rows: int = 8
+    hold_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,10 @@ class Distillation:
 
     Attributes:
         steps: Number of steps, one batch each, in turn.
-        rate: Step size of the rounding offsets, in units of the scale; 0 leaves the codes' centres
-            alone.
-        scale_rate: Step size of the scales, relative to them.
+        rate: Step size of the rounding offsets, in units of the scale; 0 leaves the codes as they
+            are and learns scales alone: what helps after gptq.
+        scale_rate: Step size of the scales, relative to them; with ``rate`` 0 that of 2-bit grids,
+            and less on finer ones.
         temperature: Of both predictions.
         half: Multiply in bfloat16 while learning, where the processor has instructions for it.
     """
@@ -198,8 +199,7 @@ class Training:
             ``parameters`` with the learned weights in place, as ``Session.apply`` takes them.
 
         Raises:
-            SchemeError: If the model has no repeated block with such a layer, or a block cannot be
-                run by itself.
+            SchemeError: If there is no repeated block of such layers that runs by itself.
             DataError: If there is no batch.
         """
         self._refuse(

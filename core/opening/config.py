@@ -28,7 +28,7 @@ from .alternatives import (
 )
 from .config_files import parse_file
 from .durations import seconds
-from .recover_setting import Recover
+from .recover_setting import Recover, Refine
 from .rules import Rule
 from .specs import or_one
 
@@ -89,6 +89,10 @@ class TuningConfig(Frozen):
             for nothing; ``qat`` alone where a function that trains is given.
         recover_top: How many candidates each of these steps is tried on, the closest to the goal
             first. They come on top of ``max_trials``.
+        refine: What the winner learns in the end, judged by samples that are held back and kept
+            where it is nearer to the float model than before: ``reconstruction``, ``distillation``,
+            or settings with ``kind``, in order. ``auto``: the scales, by distillation, where that
+            is cheap; an empty list: nothing.
         backends: Backends to search over; None for the model's own. Names, or settings with
             ``kind``.
         simulated: Also offer schemes that a backend can only simulate.
@@ -131,6 +135,7 @@ class TuningConfig(Frozen):
     require: Annotated[tuple[PartChoice, ...], or_one(PartTable, or_none=False)] = ()
     recover: Recover = ()
     recover_top: int = Field(default=2, ge=1, le=10**6)
+    refine: Refine = "auto"
     backends: tuple[PartTable, ...] | None = None
     simulated: bool = False
     racing: RaceConfig | None = RaceConfig()

@@ -13,6 +13,7 @@ from octavo.core.contract.recovery import (
     RECONSTRUCTION,
     RECOVERIES,
     check_recovery,
+    held_back,
     nothing_to_learn,
     recovery_settings,
 )
@@ -184,8 +185,14 @@ class Recovering:
         assert self.batches is not None
         settings: Any = recovery_settings(step)
         is_by_block = step.kind == RECONSTRUCTION
-        learn = training.reconstruct if is_by_block else training.distill
-        return learn(start, self.batches, settings)
+        if not is_by_block:
+            return training.distill(start, self.batches, settings)
+        batches = self.batches
+        if settings.hold_back:
+            every = list(batches)
+            judges = held_back(len(every))
+            batches = [batch for i, batch in enumerate(every) if i not in judges]
+        return training.reconstruct(start, batches, settings)
 
     def _trained(
         self, training: Training, step: PartChoice, recipe: Recipe, start: Parameters

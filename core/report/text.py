@@ -176,6 +176,12 @@ def learned(recipe: Recipe) -> str:
     return f"then {steps}" if steps else ""
 
 
+def left_out(trial: Trial) -> str:
+    """Return why a refinement was not scored."""
+    before, after = trial.distances["before"], trial.distances["after"]
+    return f"left out, no nearer to float ({after:.3g}, {before:.3g} without)"
+
+
 def counts(ledger: Mapping[str, Applied]) -> str:
     """Return how many ops run in each mode: ``9 static, 1 float, 2 carrying codes``."""
     count = modes(ledger)

@@ -107,6 +107,8 @@ def state(trial: Trial) -> Text:
 
 
 def _not_passed(trial: Trial) -> Text:
+    if trial.distances and not trial.is_gain:
+        return Text("left out, no gain")
     if trial.state != "complete":
         return Text(trial.state)
     return Text("over budget" if trial.over else "does not pass")

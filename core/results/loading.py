@@ -18,6 +18,7 @@ from octavo.core.errors import (
     raised_as,
 )
 from octavo.core.system.textfiles import absolute, read_table
+from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import Frozen
 from octavo.core.values.settings import checked
 
@@ -92,6 +93,7 @@ def load_candidate(
     folder = absolute(folder, "a saved result")
     host = host or PluginHost()
     recorded: Mapping[str, Any] = {}
+    made_by: Recipe | None = None
     if folder.is_file():
         name, place = _backend_of_file(folder, host), folder
     else:
@@ -99,6 +101,7 @@ def load_candidate(
         name, place = manifest["backend"], folder / MODEL
         with raised_as(ConfigError, f"{folder / MANIFEST} is damaged", _AGAIN):
             recorded = _recorded(manifest)
+            made_by = Recipe.from_json(manifest["recipe"])
     card = host.part("adapters", name)
     # A result of another version may hold settings that this one does not have.
     known = card.config.model_fields.keys() - card.config.unsaved
@@ -110,6 +113,9 @@ def load_candidate(
     damaged = f"{folder} is damaged, or does not belong to the given model"
     with with_remedy(DeviceError, elsewhere), raised_as(ModelError, damaged, _AGAIN):
         candidate: Candidate = adapter.load(place, model)
+    if made_by is not None and made_by.unrecovered == candidate.recipe:
+        # The model's own file does not say what was learned.
+        return candidate.with_ledger(candidate.ledger, made_by)
     return candidate
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -81,10 +81,26 @@ class OutputDistance:
         except SchemeError:
             return float("inf")
         run = self._runner_of(recipe.transforms)
+        return self._mean(metric, run(candidate))
+
+    def between(self, candidate: Candidate) -> float:
+        """Return the distance of a whole model's outputs to the float model's.
+
+        Args:
+            candidate: It, as trials run it.
+        """
+        metric = self.metric
+        return self._mean(metric, map(candidate.run, self._batches))
+
+    def _mean(
+        self, metric: OutputMetric, outputs: Iterable[tuple[np.ndarray, ...]]
+    ) -> float:
+        """Return the mean over the batches."""
         total = 0.0
-        for number, outputs in enumerate(run(candidate)):
+        for number, found in enumerate(outputs):
             self.batches_run += 1
-            total += self._of_batch(metric, _floats(outputs), number)
+            own = tuple(np.asarray(output) for output in found)
+            total += self._of_batch(metric, _floats(own), number)
         return total / max(1, len(self._batches))
 
     def _of_batch(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from octavo.core.calibration.data import CalibrationData
-from octavo.core.contract.adapter import Opened
+from octavo.core.contract.adapter import Candidate, Opened
 from octavo.core.contract.criterion import Criterion
 from octavo.core.contract.objective import Objective, Subject
 from octavo.core.contract.strategy import Believed
@@ -32,6 +32,10 @@ REFUSED_MARGIN = -0.01
 Strategies rank by it, so it is next to a pass; and it is a constant, so that nothing of the
 held-out data but the refusal itself reaches the search.
 """
+
+
+Judge = Callable[[Candidate], Mapping[str, float]]
+"""Returns the distances ``before`` and ``after`` of a model that has learned further."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Bench:
         sensitivities: What knows them, by backend; of those that have a choice.
         narrowed: Leaves the trials among which the strategy lets the objectives decide.
         front: Gives by backend what the strategy believes of loss by size.
+        refining: Digest of a recipe that refines a winner -> what judges it before it is scored.
     """
 
     backends: Mapping[str, Backend]
@@ -100,6 +105,7 @@ class Bench:
     sensitivities: Mapping[str, SensitivityService] = field(default_factory=dict)
     narrowed: Callable[[Sequence[Trial]], Sequence[Trial]] = lambda trials: trials
     front: Callable[[], Mapping[str, Sequence[Believed]]] = dict
+    refining: dict[str, Judge] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Trial:
@@ -148,10 +154,15 @@ class Bench:
         )
 
     def _left_by_the_search(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return the trials without those that pass and that the strategy leaves out."""
-        passing = [t for t in trials if t.passed and t.number > 0]
+        """Return the trials without those that pass and that the strategy leaves out, and without
+        those in whose place a refinement stands."""
+        passing = [t for t in trials if t.passed and t.number > 0 and not t.is_gain]
         left = {t.number for t in self.narrowed(passing)}
-        return [t for t in trials if t.number in left or t not in passing]
+        dropped = [t for t in passing if t.number not in left]
+        recipes = {t.recipe.digest for t in dropped}
+        # The strategy knows of no refinement: each goes with the trial that it began at.
+        kept = [t for t in trials if t.recipe.unrecovered.digest not in recipes]
+        return without_refined(kept)
 
     @property
     def rival(self) -> Trial | None:
@@ -203,6 +214,31 @@ class Bench:
             noise=noise.deviation,
         )
         self.tell(self.yardstick.warning())
+
+
+def without_refined(trials: Sequence[Trial]) -> list[Trial]:
+    """Return trials without those in whose place a refinement stands.
+
+    The refinement is as small and as fast, and nearer to the float model on samples that it did not
+    learn from: the noise of a score does not choose between the two. It takes the place where it
+    passes, or its start does not.
+
+    Args:
+        trials: That compete.
+    """
+    known = {trial.recipe.digest: trial for trial in trials}
+    replaced = set()
+    for trial in trials:
+        if not trial.is_gain or trial.refused:
+            continue
+        recipe = trial.recipe
+        for count in range(len(recipe.recovery)):
+            start = known.get(
+                recipe.unrecovered.recovered(*recipe.recovery[:count]).digest
+            )
+            if start is not None and (trial.passed or not start.passed):
+                replaced.add(start.number)
+    return [trial for trial in trials if trial.number not in replaced]
 
 
 def _without_spread(trial: Trial) -> Trial:

@@ -308,7 +308,7 @@ def _plan(
         Limits(settings.max_trials, settings.stop == "goal"),
         settings.seed,
         ground.guarded.name,
-        LadderPlan(settings.recover, settings.recover_top),
+        LadderPlan.of(settings),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from octavo.core.contract.objective import Subject
 from octavo.core.errors import StoreError
@@ -16,7 +17,7 @@ from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Trial
 
-from .bench import Bench
+from .bench import Bench, Judge
 
 
 class _Laps:
@@ -75,7 +76,10 @@ def _tried(bench: Bench, number: int, recipe: Recipe) -> Trial:
         if recipe.recovery:
             laps.divide("apply", "recover", backend.realizer.recovering.seconds)
         subject = Subject(candidate, backend.data.first())
-        return _judged(bench, number, recipe, subject, laps)
+        judge = bench.refining.get(recipe.digest)
+        if judge is None:
+            return _judged(bench, number, recipe, subject, laps)
+        return _refined(bench, number, recipe, subject, laps, judge)
     except StoreError:
         raise
     except Exception as error:
@@ -86,6 +90,34 @@ def _tried(bench: Bench, number: int, recipe: Recipe) -> Trial:
     finally:
         if subject is not None:
             subject.close()
+
+
+def _refined(
+    bench: Bench,
+    number: int,
+    recipe: Recipe,
+    subject: Subject,
+    laps: _Laps,
+    judge: Judge,
+) -> Trial:
+    """Return the trial of a winner that learned further.
+
+    It is scored only where held-back samples say that it came nearer to the float model.
+    """
+    distances = judge(subject.candidate)
+    laps.end("held back")
+    if distances["after"] < distances["before"]:
+        trial = _judged(bench, number, recipe, subject, laps)
+        return replace(trial, distances=distances)
+    return Trial(
+        number,
+        recipe,
+        "rejected",
+        ledger=subject.candidate.ledger,
+        seconds=laps.seconds,
+        evaluated=0.0,
+        distances=distances,
+    )
 
 
 def _judged(

@@ -119,6 +119,9 @@ class Trial:
             confirmed, or on held-out data.
         sampling: Metric -> how many samples its score is the mean of, and its interval; of the
             metric whose samples the score function gave.
+        distances: Of a winner that learned further: the distance of its outputs to the float
+            model's on samples that it did not learn from, ``before`` and ``after`` it did. Where
+            that is no less it is ``rejected``, and was not scored.
     """
 
     number: int
@@ -138,6 +141,12 @@ class Trial:
     runs: int = 1
     noise: float = 0.0
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
+    distances: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether a refinement was scored, because it brought the model nearer to float."""
+        return self.state == "complete" and bool(self.distances)
 
     def __repr__(self) -> str:
         """Two lines at the most: the figures, and the recipe by its counts and digest."""
@@ -181,6 +190,8 @@ class Trial:
             "runs": self.runs,
             "noise": self.noise,
             "sampling": {name: s.to_row() for name, s in self.sampling.items()},
+            # Of refinements alone.
+            **({"distances": dict(self.distances)} if self.distances else {}),
         }
 
     @classmethod
@@ -220,6 +231,7 @@ class Trial:
             runs=row.runs,
             noise=row.noise,
             sampling={name: Sampling(*found) for name, found in row.sampling.items()},
+            distances=row.distances,
         )
 
 
@@ -250,6 +262,7 @@ class _Row(Frozen):
     runs: int = 1
     noise: float = 0.0
     sampling: dict[str, tuple[int, float, float, bool]] = Field(default_factory=dict)
+    distances: dict[str, float] = Field(default_factory=dict)
 
 
 def _measurement(figures: _Figures) -> Measurement:

@@ -79,7 +79,8 @@ def save(module: nn.Module, origin: Origin, folder: Path) -> None:
     tensors: dict[str, Tensor] = {}
     facts: dict[str, Any] = {
         "format": _FORMAT,
-        "recipe": origin.recipe.to_json(),
+        # What was learned shows in the tensors: said here, it would cost bytes of a budget.
+        "recipe": origin.recipe.unrecovered.to_json(),
         **_write_tensors(module, origin, tensors),
     }
     ties = aliases(module)

@@ -17,6 +17,7 @@ from octavo.adapters.pytorch.capture.layers import Layer
 from octavo.adapters.pytorch.modules.shared_copy import frozen
 from octavo.adapters.pytorch.run.batches import Call, tensors_in
 from octavo.core.contract.adapter import OpParameters
+from octavo.core.contract.recovery import held_back
 from octavo.core.contract.training import Distillation
 from octavo.core.errors import DataError, SchemeError
 
@@ -30,10 +31,16 @@ from .learned_linear import (
     multiplies_in_half,
     scale_groups,
 )
+from .scaled_linear import ScaledLinear, with_movable_scales
 
 Tensor = torch.Tensor
-_JUDGES = 4
-"""One batch of so many is held back."""
+TWO_BIT_STEPS = 3
+"""Steps of the grid for which rates of scales alone are said. A scale moves the weight at the end
+of its grid by as many times itself as there are steps: on a finer grid the same rate would move it
+by more than rounding did."""
+
+Kind = LearnedLinear | ScaledLinear
+"""What learns: offsets and scales, or scales alone."""
 
 _VERDICTS = 4
 """How often they judge, on the way and at the end: each time costs as much as half a step."""
@@ -66,7 +73,10 @@ def distill(
         SchemeError: If no layer can be learned.
         DataError: If there is no batch.
     """
+    scales_alone = settings.rate == 0
     wanted = learnable(layers, parameters)
+    if scales_alone:
+        wanted = with_movable_scales(wanted)
     if not wanted:
         raise SchemeError("there is no integer weight-only linear layer to distill")
     batches = list(calls)
@@ -74,9 +84,11 @@ def distill(
         raise DataError("distillation needs at least one batch")
     twin = frozen(root)
     places = {name: layers[name].path for name in wanted}
-    made = install_learned(twin, places, wanted, LearnedLinear)
+    kind: type[Kind] = ScaledLinear if scales_alone else LearnedLinear
+    made = install_learned(twin, places, wanted, kind)
     goal = _Goal(root if teacher is None else teacher, twin, batches, settings)
-    _descend(goal, list(made.values()), settings)
+    if not _descend(goal, list(made.values()), settings):
+        return dict(parameters)
     return {**parameters, **learned_parameters(made, wanted)}
 
 
@@ -99,9 +111,7 @@ class _Goal:
         settings: Distillation,
     ) -> None:
         indices = range(len(batches))
-        self.held_back = [i for i in indices if i % _JUDGES == _JUDGES - 1]
-        if not self.held_back:
-            self.held_back = [len(batches) - 1]
+        self.held_back = list(held_back(len(batches)))
         others = [i for i in indices if i not in self.held_back]
         self.learned = others or self.held_back
         self.batches = batches
@@ -144,13 +154,16 @@ class _Goal:
         return torch.log_softmax(logits.float() / self._settings.temperature, -1)
 
 
-def _descend(
-    goal: _Goal, modules: Sequence[LearnedLinear], settings: Distillation
-) -> None:
-    """Move scales and offsets down the loss, one batch a step, and keep the best state."""
+def _descend(goal: _Goal, modules: Sequence[Kind], settings: Distillation) -> bool:
+    """Move scales and offsets down the loss, one batch a step, and keep the best state.
+
+    Returns:
+        Whether that is another one than the start.
+    """
     optimizer = _optimizer(modules, settings)
     full = [group["lr"] for group in optimizer.param_groups]
     best, lowest = State(modules), goal.verdict()
+    start = lowest
     for step in range(settings.steps):
         share = 1.0 - step / settings.steps
         for group, rate in zip(optimizer.param_groups, full, strict=True):
@@ -167,6 +180,7 @@ def _descend(
             if found < lowest:
                 best, lowest = State(modules), found
     best.restore()
+    return lowest < start
 
 
 def _is_judged(step: int, steps: int) -> bool:
@@ -176,12 +190,13 @@ def _is_judged(step: int, steps: int) -> bool:
 
 
 def _optimizer(
-    modules: Sequence[LearnedLinear], settings: Distillation
+    modules: Sequence[Kind], settings: Distillation
 ) -> torch.optim.Optimizer:
-    learns_rounding = settings.rate > 0
     groups = scale_groups(modules, settings.scale_rate)
-    for module in modules:
-        module.offset.requires_grad_(learns_rounding)
-    if learns_rounding:
-        groups.append({"params": [m.offset for m in modules], "lr": settings.rate})
+    for group, module in zip(groups, modules, strict=True):
+        if isinstance(module, ScaledLinear):
+            group["lr"] *= TWO_BIT_STEPS / module.steps
+    offsets = [m.offset for m in modules if isinstance(m, LearnedLinear)]
+    if offsets:
+        groups.append({"params": offsets, "lr": settings.rate})
     return torch.optim.Adam(groups, betas=(0.9, 0.95))

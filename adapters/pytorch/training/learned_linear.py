@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -28,6 +28,12 @@ _REACH = 0.49
 """An offset starts below half a step, where rounding would be a draw."""
 
 Kind = TypeVar("Kind", bound="GridLinear")
+
+
+class HasScale(Protocol):
+    """A layer whose scales are learned by an optimizer."""
+
+    scale: nn.Parameter
 
 
 class GridLinear(nn.Module, ABC):
@@ -257,7 +263,7 @@ def learned_parameters(
     return found
 
 
-def scale_groups(modules: Sequence[LearnedLinear], rate: float) -> list[dict[str, Any]]:
+def scale_groups(modules: Iterable[HasScale], rate: float) -> list[dict[str, Any]]:
     """Return an optimizer's groups in which each layer's scales move in steps of their own size.
 
     Args:

@@ -57,6 +57,8 @@ def state(trial: Trial) -> str:
         return "refused"
     if trial.reused is not None:
         return f"as #{trial.reused}"
+    if trial.distances and not trial.is_gain:
+        return text.left_out(trial)
     if trial.evaluated < 1:
         return f"{trial.state} after {100 * trial.evaluated:.0f} % of the samples"
     return trial.state

@@ -24,7 +24,7 @@ from octavo.core.scoring.choice import compared
 from octavo.core.scoring.scoring import Holdout
 from octavo.core.scoring.why_best import why_best
 from octavo.core.scoring.yardstick import Judged
-from octavo.core.tuning.bench import Backend, Bench
+from octavo.core.tuning.bench import Backend, Bench, without_refined
 from octavo.core.values.budgets import explain
 from octavo.core.values.trial import Trial, widths
 
@@ -161,7 +161,7 @@ class Finish:
     def missed(self, reason: str, *, interrupted: bool = False) -> Result:
         """Return the closest of a run whose goal was not reached, and by how much it missed."""
         trials = self.bench.trials
-        done = [t for t in trials if t.state != "failed"]
+        done = [t for t in without_refined(trials) if t.state != "failed"]
         if not done:
             why = f"{_why_nothing(trials)} ({reason})"
             return self.float_model(why, interrupted=interrupted)

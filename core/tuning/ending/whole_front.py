@@ -200,7 +200,9 @@ class _Known:
             return None
         if not recipe.recovery:
             return total
-        return None
+        if trial is None or not trial.is_gain or not trial.distances["before"]:
+            return None
+        return total * trial.distances["after"] / trial.distances["before"]
 
     def _size(self, recipe: Recipe, trial: Trial | None) -> float:
         """Return a file's bytes: measured, or what its weights take and what lies beside them."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from octavo.core.contract.recovery import QAT, nothing_to_learn
 from octavo.core.contract.strategy import WAIT, Foresight, Wait
+from octavo.core.opening.config import TuningConfig
 from octavo.core.quantizing.recovering import Recovering
 from octavo.core.tuning.bench import Bench
 from octavo.core.values.budgets import BITS, overruns
@@ -27,10 +28,26 @@ class LadderPlan:
     Attributes:
         steps: In order.
         top: How many candidates each step is tried on.
+        refine: What the winner of a search learns, in order; None for what is learned unasked.
+        metric: How outputs are compared to judge a winner that has learned.
     """
 
     steps: tuple[PartChoice, ...] = ()
     top: int = 2
+    refine: tuple[PartChoice, ...] | None = ()
+    metric: str = "auto"
+
+    @classmethod
+    def of(cls, settings: TuningConfig) -> LadderPlan:
+        """Return what settings ask for."""
+        refine: tuple[PartChoice, ...] | None = ()
+        if settings.refine != "auto":
+            refine = settings.refine
+        elif settings.stop != "goal":
+            # Who stops at the first recipe that passes wants no better one.
+            refine = None
+        metric = settings.output_metric
+        return cls(settings.recover, settings.recover_top, refine, metric)
 
     def __bool__(self) -> bool:
         return bool(self.steps)

@@ -17,6 +17,8 @@ def line(trial: Trial, metric: str) -> str:
     if trial.state == "failed":
         lines = trial.error.strip().splitlines()
         return f"{who} failed: {lines[-1] if lines else 'no error text'}"
+    if trial.distances and not trial.is_gain:
+        return f"{who}: {text.left_out(trial)}"
     told = ", ".join(figures(trial, metric))
     if trial.state == "rejected":
         return f"{who}: {told}, stopped after {trial.evaluated:.0%} of the samples"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from octavo.core.report import text
 from octavo.core.system.log import get_logger
 from octavo.core.tuning.progress import Phase, Progress
 from octavo.core.values.recipe import Recipe
@@ -85,6 +86,8 @@ def outcome(trial: Trial) -> str:
     if trial.state == "failed":
         lines = trial.error.strip().splitlines()
         return f"failed: {lines[-1] if lines else 'no error text'}"
+    if trial.distances and not trial.is_gain:
+        return text.left_out(trial)
     if trial.state == "rejected":
         return f"{figures(trial)}, stopped after {trial.evaluated:.0%} of the samples"
     return f"{figures(trial)}, {'passes' if trial.passed else 'does not pass'}"
