@@ -69,8 +69,8 @@ AFTER_ROUNDING: Mapping[str, Mapping[str, Any]] = {
 
 Distillation: moving codes undoes what the algorithm won, and products in bfloat16 are coarser than
 what is left to be learned. Measured on the small Llama, 24 steps of 4 x 256 tokens, held-out
-divergence: gptq at 2.5 bits -13 % at a rate of 0.0005, -18 % at 0.002, nothing at 0.005; gptq at 3.5
-bits -12 % at 0.001; rtn at 2.5 bits -34 % at 0.002.
+divergence: gptq at 2.5 bits -13 % at a rate of 0.0005, -18 % at 0.002, nothing at 0.005; gptq at
+3.5 bits -12 % at 0.001; rtn at 2.5 bits -34 % at 0.002.
 """
 
 
