@@ -40,6 +40,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.contract.revision import REVISION, Revision
 from octavo.core.contract.strategy import (
     WAIT,
+    Believed,
     Foresight,
     Problem,
     RecipeSensitivity,
@@ -168,6 +169,7 @@ __all__ = [
     "TRAINING",
     "Training",
     # A strategy.
+    "Believed",
     "Foresight",
     "Problem",
     "RecipeSensitivity",
