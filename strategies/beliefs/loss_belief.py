@@ -89,8 +89,7 @@ class LossBelief:
         errors = self.NOISE + self.DISTANT * distances
         noise = np.diag(errors**2)
         self._kernel = self._covariance(rows, rows) + noise
-        has_collapsed = (losses >= COLLAPSED) & (believed > losses)
-        surprise = np.where(has_collapsed, 0.0, losses - believed)
+        surprise = losses - believed
         self._solved = np.linalg.solve(self._kernel, surprise)
         # The covariance of each unit's factor with each trial's loss.
         own = self._spread**2 * rows

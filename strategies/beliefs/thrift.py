@@ -61,14 +61,14 @@ def worthwhile_losses(
 def _tell(
     kind: str, price: int, worth: float | None, instead_of: int | None = None
 ) -> None:
-    """Say what is asked for, before it takes its time."""
+    """Say what is asked for, before it takes its time; where it takes long, for all to see."""
     told = f"sensitivities ({kind}): as long as {price} runs of a batch"
     if instead_of is not None and instead_of > price:
-        told += (
-            f" instead of {instead_of}, which would take longer than the evaluations that they "
-            f"save (as long as {worth:.0f})"
-        )
-    remark(told, "tuning", logging.INFO)
+        told += f" instead of {instead_of}"
+    is_dear = instead_of is not None and worth is not None
+    if is_dear:
+        told += f"; the evaluations that they save are as long as {worth:.0f}"
+    remark(told, "tuning", logging.WARNING if is_dear else logging.INFO)
 
 
 def _price(

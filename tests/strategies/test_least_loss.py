@@ -308,7 +308,7 @@ def test_scores_that_cost_more_than_they_save_are_asked_for_of_one_scheme_each(
     # Weight errors are in proportion to the losses here, so that nothing is lost by that.
     assert asked[30.0] == asked[1000.0]
     assert "as long as 72 runs of a batch" in told[1000.0]
-    assert "as long as 24 runs of a batch instead of 72" in told[30.0]
+    assert "as long as 24 runs of a batch instead of 72; the evaluations" in told[30.0]
 
 
 def test_where_there_are_gradients_they_are_the_cheaper_way() -> None:
