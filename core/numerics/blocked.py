@@ -187,9 +187,10 @@ def _round_on_stored(work: _Work) -> Rounded:
 
     def find(work: _Work, start: int, end: int, buffer: Array) -> None:
         block = work.grouped(start, end)
-        low[start:end, :], high[start:end, :] = _extremes_of(
-            block, buffer, magnitude=False
-        )
+        below, above = _extremes_of(block, buffer, magnitude=spec.symmetric)
+        # Of a symmetric range only the largest magnitude counts.
+        low[start:end, :] = -above if spec.symmetric else below
+        high[start:end, :] = above
 
     _each_block(work, find)
     _check_finite(low)
@@ -203,7 +204,10 @@ def _round_on_stored(work: _Work) -> Rounded:
     def round_block(work: _Work, start: int, end: int, steps: Array) -> None:
         block = work.grouped(start, end)
         xp.divide(block, _along(scale[start:end, :], work.size), out=steps)
-        _codes_of_steps(work, start, end, steps, zero_point[start:end, :])
+        if spec.symmetric:
+            _codes_about_middle(work, start, end, steps)
+        else:
+            _codes_of_steps(work, start, end, steps, zero_point[start:end, :])
 
     _each_block(work, round_block)
     return work.codes, params, second
@@ -266,6 +270,20 @@ def _round_symmetric(work: _Work, start: int, end: int, steps: Array) -> None:
     scale = work.scale[start:end, :]
     scale[...] = largest / (qmax - work.middle)
     xp.divide(block, _along(scale, work.size), out=steps)
+    _codes_of_whole_range(work, start, end, steps)
+
+
+def _codes_about_middle(work: _Work, start: int, end: int, steps: Array) -> None:
+    """Make codes of numbers in units of their scales, which may lie beyond the range: a scale that
+    was rounded may be smaller than the range needs."""
+    xp = array_namespace(steps)
+    qmin, qmax = work.code_range
+    xp.clip(steps, qmin - work.middle, qmax - work.middle, out=steps)
+    _codes_of_whole_range(work, start, end, steps)
+
+
+def _codes_of_whole_range(work: _Work, start: int, end: int, steps: Array) -> None:
+    xp = array_namespace(steps)
     # Middles are even, so ties still go to the even step.
     steps += _ROUNDER + work.middle
     # Stored in fewer bits, a sum keeps its low ones: the code.

@@ -306,6 +306,19 @@ def test_gptq_files_hold_the_weights(
     assert "lm_head.weight" not in tensors
 
 
+@pytest.mark.parametrize("dtype", ["uint4", "int3", "uint2"])
+def test_scales_of_float16_are_in_gptq_files_as_they_are(
+    dtype: str, tmp_path: Path
+) -> None:
+    weight = {"dtype": dtype, "granularity": "group:32", "scale_dtype": "float16"}
+    result = quantized(llama(), rules("weight_only", weight, None, FLOAT_HEAD))
+    result.export("gptq", tmp_path / "out")
+    for name, parameters in result.candidate.parameters.items():
+        np.testing.assert_array_equal(
+            read_gptq(tmp_path / "out", name), parameters.weight.dequantize()
+        )
+
+
 def test_a_zero_point_of_zero_takes_the_second_version(tmp_path: Path) -> None:
     model = llama()
     model.model.layers[0].mlp.up_proj.weight.data.abs_()
