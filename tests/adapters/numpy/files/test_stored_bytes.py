@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import zipfile
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -22,6 +23,7 @@ from octavo.adapters.numpy.kernels.quantized.packed import code_table
 from octavo.adapters.numpy.offers import OFFERS
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.contract.algorithm import WeightContext
+from octavo.core.errors import ModelError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.quantizing.algorithms import RtnConfig
@@ -165,3 +167,28 @@ def test_the_runner_knows_each_number_that_a_code_stands_for() -> None:
     for dtype in dtypes:
         bits = QuantSpec(dtype=dtype).bits
         np.testing.assert_array_equal(by_dtype(dtype, bits), code_table(dtype))
+
+
+def test_the_runner_reads_files_of_format_1_and_refuses_newer_ones(
+    tmp_path: Path,
+) -> None:
+    release = Path(__file__).parents[3] / "data" / "release-0.1.0"
+    old = release / "numpy-int4-weight-only" / "model" / "model.npz"
+    model = runpy.run_path(str(RUNNER))["Model"]
+    rows = np.load(release / "inputs.npz")["x"]
+    then = np.load(release / "outputs.npz")["numpy-int4-weight-only"]
+    with np.load(old) as archive:
+        text = archive["graph.json"]
+        data = archive["data"]
+    assert json.loads(text)["format"] == 1
+    np.testing.assert_allclose(model(old)(rows)[0], then, rtol=1e-4, atol=1e-5)
+    table = {**json.loads(text), "format": 3}
+    newer = tmp_path / "model.npz"
+    with zipfile.ZipFile(newer, "w") as archive:
+        archive.writestr("graph.json", json.dumps(table))
+        with archive.open("data.npy", "w") as entry:
+            np.lib.format.write_array(entry, data)
+    with pytest.raises(ValueError, match="format 3 is newer than this runner"):
+        model(newer)
+    with pytest.raises(ModelError, match="format 3; this octavo reads formats 1 to 2"):
+        load_graph(newer)
