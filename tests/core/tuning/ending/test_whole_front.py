@@ -107,7 +107,8 @@ def test_any_point_becomes_a_model_of_its_size(
         made.save(tmp_path / str(place))
         files = (tmp_path / str(place) / "model").rglob("*")
         held = sum(file.stat().st_size for file in files if file.is_file())
-        assert point.size == pytest.approx(held, rel=0.03)
+        # Its weights to the byte; what tells of them is a few hundred bytes more or less.
+        assert point.size == pytest.approx(held, abs=500)
 
 
 def test_the_record_the_page_and_the_table_hold_it(
