@@ -94,8 +94,9 @@ def octavo_default(
         except ConfigError as error:
             return Found(None, note=str(error))
     made = found(bench, axis, bench.allocation(result.best.recipe))
-    note = f"{len(result.trials)} trials"
-    return Found(made.allocation, made.used, made.note or note)
+    if made.allocation is None:
+        return Found(None, note=f"{made.note}: {result.reason}")
+    return Found(made.allocation, made.used, f"{len(result.trials)} trials")
 
 
 def gradients(bench: Bench, axis: Axis, budget: float, folder: Path) -> Found:
