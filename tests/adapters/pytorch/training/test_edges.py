@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from octavo.adapters.pytorch.training import distillation, low_rank_files
 from octavo.adapters.pytorch.training.block_calls import (
     BlockCall,
     _fresh,
@@ -18,13 +22,14 @@ from octavo.adapters.pytorch.training.block_calls import (
     token_mask,
     valid_tokens,
 )
-from octavo.adapters.pytorch.training.distillation import _VERDICTS, _is_judged
+from octavo.adapters.pytorch.training.distillation import _VERDICTS, _Goal, _is_judged
 from octavo.adapters.pytorch.training.straight_through import (
     RoundToGrid,
     nearest_passed,
     round_to_grid,
 )
-from octavo.core.errors import SchemeError
+from octavo.core.contract.training import Distillation
+from octavo.core.errors import ConfigError, SchemeError
 from octavo.core.values.scheme import QuantSpec
 
 # Rounding that gradients pass
@@ -200,3 +205,161 @@ def test_a_few_states_are_judged_and_the_last(steps: int) -> None:
     every = max(1, steps // _VERDICTS)
     expected = {step for step in range(steps) if (step + 1) % every == 0} | {steps - 1}
     assert {step for step in range(steps) if _is_judged(step, steps)} == expected
+
+
+class Lookup(nn.Module):
+    """Logits that can be learned, one row for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([[0.0, 1, 2], [3, 1, 0], [0, 0, 0]]))
+
+    def forward(self, ids: Any, attention_mask: Any = None) -> Any:
+        return self.logits[ids]
+
+
+def test_what_is_predicted_for_padding_does_not_count() -> None:
+    """Cross entropy against the teacher's odds, at a temperature, over the valid tokens."""
+    teacher, twin = Lookup(), Lookup()
+    with torch.no_grad():
+        twin.logits.copy_(torch.tensor([[1.0, 0, 0], [0, 2, 0], [5, 0, 0]]))
+    ids = torch.tensor([[0, 1, 2], [1, 2, 2]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    batches = [((ids,), {"attention_mask": mask}), ((ids,), {})]
+    settings = Distillation(temperature=2.0, half=False)
+    goal = _Goal(teacher, twin, batches, settings)
+    assert goal.held_back == [1] and goal.learned == [0]
+    odds = torch.softmax(teacher.logits / 2, -1)[ids].to(torch.bfloat16)
+    surprise = -(odds * torch.log_softmax(twin.logits / 2, -1)[ids]).sum(-1)
+    of_valid = (surprise[0, 0] + surprise[0, 1] + surprise[1, 0]) / 3
+    torch.testing.assert_close(goal.loss(0, half=False), of_valid)
+    torch.testing.assert_close(goal.loss(1, half=False), surprise.mean())
+    assert goal.verdict() == pytest.approx(float(surprise.mean()))
+    many = _Goal(teacher, twin, batches * 4, settings)
+    assert many.held_back == [3, 7] and many.learned == [0, 1, 2, 4, 5, 6]
+
+
+def test_rates_fall_to_nothing_and_the_best_state_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    value = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD(
+        [{"params": [value], "lr": 8.0}, {"params": [nn.Parameter(torch.ones(1))]}],
+        lr=4.0,
+    )
+    rates: list[list[float]] = []
+    verdicts = iter([5.0, 9.0, 3.0, 3.0, float("nan")])
+
+    class Goal:
+        learned = (4, 6)
+
+        def loss(self, index: int, *, half: bool) -> torch.Tensor:
+            rates.append([group["lr"] for group in optimizer.param_groups])
+            assert index == (4, 6)[(len(rates) - 1) % 2]
+            return value.sum()
+
+        def verdict(self) -> float:
+            return next(verdicts)
+
+    class Kept:
+        def __init__(self, modules: Any) -> None:
+            self.value = float(value.detach())
+
+        def restore(self) -> None:
+            kept.append(self.value)
+
+    kept: list[float] = []
+    monkeypatch.setattr(distillation, "_optimizer", lambda *given: optimizer)
+    monkeypatch.setattr(distillation, "State", Kept)
+    goal: Any = Goal()
+    distillation._descend(goal, [], Distillation(steps=4))
+    assert rates == [[8.0, 4.0], [6.0, 3.0], [4.0, 2.0], [2.0, 1.0]]
+    # After two steps, of 8 and 6, the loss was the least.
+    assert kept == [-14.0]
+
+
+def test_updates_are_written_as_peft_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import safe_open
+
+    down, up = torch.arange(6.0).reshape(2, 3), torch.ones(4, 2)
+    layer = SimpleNamespace(down=down, up=up, gain=1.5, dropout=nn.Dropout(0.25))
+    whole = SimpleNamespace(
+        down=down + 1, up=up + 1, gain=1.5, dropout=nn.Dropout(0.25)
+    )
+    found = {"a.b": layer, "": whole}
+    monkeypatch.setattr(low_rank_files, "own_updates", lambda root: found)
+    folder = tmp_path / "one" / "two"
+    for _ in range(2):
+        low_rank_files.save_updates(nn.Identity(), folder)
+    text = (folder / "adapter_config.json").read_text(encoding="utf-8")
+    assert json.loads(text) == {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": None,
+        "r": 2,
+        "lora_alpha": 3.0,
+        "lora_dropout": 0.25,
+        "target_modules": ["a.b", ""],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    assert text.startswith('{\n  "peft_type"')
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == {
+            f"base_model.model.{path}lora_{factor}.weight"
+            for path in ("a.b.", "")
+            for factor in "AB"
+        }
+        torch.testing.assert_close(
+            file.get_tensor("base_model.model.a.b.lora_A.weight"), down
+        )
+    settings, tensors = low_rank_files._read(folder)
+    assert settings == json.loads(text) and len(tensors) == 4
+    monkeypatch.setattr(low_rank_files, "own_updates", lambda root: {})
+    with pytest.raises(SchemeError) as raised:
+        low_rank_files.save_updates(nn.Identity(), folder)
+    assert str(raised.value) == (
+        "the model has no low-rank updates: octavo.qlora adds them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("peft_type", "IA3"),
+        ("bias", "all"),
+        ("use_dora", True),
+        ("use_rslora", True),
+        ("rank_pattern", {"a": 4}),
+        ("alpha_pattern", {"a": 4}),
+    ],
+)
+def test_updates_of_another_kind_are_named(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    plain = {"peft_type": "LORA", "bias": None, "rank_pattern": {}}
+    save_file({"x": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(plain), encoding="utf-8")
+    assert low_rank_files._read(tmp_path)[0] == plain
+    file.write_text(json.dumps({**plain, key: value}), encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        low_rank_files._read(tmp_path)
+    assert str(raised.value) == (
+        f"{tmp_path}: {key} is {value!r}; without peft only plain LoRA of one rank is read: "
+        "pip install peft"
+    )
+    file.unlink()
+    with pytest.raises(ConfigError) as raised:
+        low_rank_files._read(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path} holds no low-rank updates (")
+    assert str(raised.value).endswith(
+        "): give the folder that octavo.save_adapters or peft's save_pretrained wrote"
+    )
