@@ -13,6 +13,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
+from .prices import AT_OUTPUTS
 from .service import SensitivityService
 
 _DIRECT_FIRST = (
@@ -54,7 +55,7 @@ def losses_of(
     tried: Mapping[str, OpScheme],
     has_time: Callable[[], bool],
 ) -> tuple[list[UnitLoss], int]:
-    """Return the losses of the units of a recipe, all of one kind, so that they compare.
+    """Return the losses of the units of a recipe, all in one unit, so that they compare.
 
     The kind is the one that the search asked most of these units for, of equals the most direct.
     Where that is a cheap one, what is missing is computed; where the search asked for none, a cheap
@@ -111,10 +112,20 @@ def _known(
     """Return a unit's loss by what is known already; the least where it is in float."""
     best: UnitLoss | None = None
     for scheme in _looked_at(unit, recipe):
-        loss = service.known(unit.name, scheme, recipe.transforms).get(kind)
-        if loss is not None and (best is None or loss < best.loss):
-            best = UnitLoss(loss, kind, scheme, unit)
+        known = service.known(unit.name, scheme, recipe.transforms)
+        for one in _of_one_unit(kind):
+            if one in known:
+                if best is None or known[one] < best.loss:
+                    best = UnitLoss(known[one], one, scheme, unit)
+                break
     return best
+
+
+def _of_one_unit(kind: str) -> tuple[str, ...]:
+    """Return the kinds whose losses compare with those of a kind, itself first."""
+    if kind not in AT_OUTPUTS:
+        return (kind,)
+    return tuple(dict.fromkeys((kind, *AT_OUTPUTS)))
 
 
 class _Cheap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.contract.output_metric import OutputMetric
 from octavo.core.contract.quantizer import Quantizer
 from octavo.core.errors import SchemeError
+from octavo.core.system.log import remark
 from octavo.core.values.recipe import Recipe
 
 from .fitting import fitted, told
@@ -25,7 +27,6 @@ class OutputDistance:
         realizer: Makes candidates.
         batches: A few calibration batches.
         asked: How outputs are compared: ``auto``, ``kl``, ``cosine`` or ``variance``.
-        note: Told in one line how they are.
 
     Attributes:
         batches_run: Batches that candidates and the float model were run on.
@@ -36,13 +37,11 @@ class OutputDistance:
         realizer: Quantizer,
         batches: Sequence[Batch],
         asked: str = "auto",
-        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.batches_run = 0
         self._realizer = realizer
         self._batches = batches
         self._asked = asked
-        self._note = note
         self._metric: OutputMetric | None = None
         self._references: list[tuple[np.ndarray, ...]] = []
         # Only the last one is kept: a runner may hold values of the whole float model.
@@ -65,7 +64,8 @@ class OutputDistance:
                 self.batches_run += 1
             self._references = [_floats(outputs) for outputs in found]
             self._metric = fitted(opened.view, self._batches, found, self._asked)
-            self._note(told(self._metric, self._asked))
+            line = f"{opened.name}: {told(self._metric, self._asked)}"
+            remark(line, "tuning", logging.INFO)
         return self._metric
 
     def of(self, recipe: Recipe) -> float:

@@ -96,7 +96,7 @@ class SensitivityService:
         self._lent: dict[str, float] = {}
         self._errors = OpErrors(realizer, self.batches)
         self._metric = output_metric
-        self._distance = OutputDistance(realizer, self.batches, output_metric, note)
+        self._distance = OutputDistance(realizer, self.batches, output_metric)
         self.curvature = Curvature(
             realizer,
             self._distance,

@@ -165,7 +165,9 @@ def test_the_searchs_own_sensitivities_reach_the_result(tmp_path: Path) -> None:
     result = tuned("torch", tmp_path, strategy="budget", budgets={"size": 0.5})
     losses = known(result.layers, "sensitivity")
     assert set(losses) == {"first", "wide", "last"}
-    assert {result.layers[op].kind for op in losses} == {"output_distance"}
+    # Both are in the unit of the distance: drawn for weights, measured for rounded inputs.
+    kinds = {result.layers[op].kind for op in losses}
+    assert kinds <= {"gradient", "output_distance"}
 
 
 def test_a_float_model_that_is_kept_has_figures(tmp_path: Path) -> None:
