@@ -190,7 +190,8 @@ class Mixed(torch.nn.Module):
 def test_an_op_that_takes_no_repair_is_quantized_without_and_says_so() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 32, 5, 5)
-    rule = {"mode": "weight_only", "weight": WEIGHT.model_dump(), "algorithm": "rtn"}
+    weight = {**WEIGHT.model_dump(), "scale_dtype": "float32"}
+    rule = {"mode": "weight_only", "weight": weight, "algorithm": "rtn"}
     mixed = Mixed().eval()
     with_repair = {"rules": [{**rule, "algorithm": {"kind": "low_rank", "rank": 2}}]}
     quantized = octavo.quantize_model(mixed, with_repair, [x])
