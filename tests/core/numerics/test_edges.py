@@ -375,6 +375,7 @@ def test_streams_run_on_over_chunks(bits: int, monkeypatch: pytest.MonkeyPatch) 
     assert nothing.shape == (0,) and nothing.dtype == np.uint8
     empty = unpack_stream(nothing, bits, 0)
     assert empty.shape == (0,) and empty.dtype == np.uint8
+    assert unpack_stream(nothing, bits, 0, signed=True).dtype == np.int8
 
 
 @pytest.mark.parametrize("bits", [0, 9])
