@@ -126,7 +126,17 @@ def test_weights_that_are_not_contiguous_are_copied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "bits"),
-    [("mxfp4", 4.25), ("mxint8", 8.25), ("uint2", 3.25), ("int3", 4), ("nf4", 4.5)],
+    [
+        ("mxfp4", 4.25),
+        ("mxint8", 8.25),
+        ("nf4", 4.5),
+        # At most 0.6 bits beside the codes: 8 for each scale of 32, 64 for each 256 scales, and a
+        # zero point of the codes' width.
+        ("uint2", 2 + 10 / 32 + 0.25 / 32),
+        ("uint3", 3 + 11 / 32 + 0.25 / 32),
+        ("uint4", 4 + 12 / 32 + 0.25 / 32),
+        ("int3", 3 + 8 / 32 + 0.25 / 32),
+    ],
 )
 def test_stored_weights_take_the_room_of_their_bits(
     dtype: str, bits: float, tmp_path: Path
