@@ -141,6 +141,28 @@ def test_parameters_of_every_dtype_are_met_as_float32(dtype: Any) -> None:
     np.testing.assert_array_equal(known, [[1, 1, 1], [2, 2, 2]])
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_kernels_by_input_channel(groups: int) -> None:
+    torch = pytest.importorskip("torch")
+    kernel = torch.arange(24.0).reshape(4, 2, 3)
+    op = Op(
+        "c",
+        "conv",
+        ("x",),
+        ("y",),
+        Weight("w", (4, 2, 3)),
+        attributes={"groups": groups},
+    )
+    found = by_input_channel(op, {"w": kernel}.__getitem__)
+    parts = kernel.numpy().reshape(groups, 4 // groups, 2, 3)
+    expected = parts.transpose(0, 2, 1, 3).reshape(2 * groups, -1)
+    np.testing.assert_array_equal(found.numpy(), expected)
+    table = Op("e", "embedding", ("x",), ("y",), Weight("w", (4, 6)))
+    matrix = kernel.reshape(4, 6)
+    turned = by_input_channel(table, {"w": matrix}.__getitem__)
+    assert torch.equal(turned, matrix.T)
+
+
 def test_a_gain_without_a_shift_has_shifts_of_zero() -> None:
     known = gain_and_shift(link_of([np.ones((2, 3), np.float32)], gain=np.ones(3)))
     assert known is not None
