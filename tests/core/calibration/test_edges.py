@@ -449,3 +449,33 @@ def test_the_error_is_that_of_all_readers() -> None:
     alone = [OutputLoss(x, [w], UINT4)((-1.0, 1.0)) for w in readers]
     assert both == pytest.approx(sum(alone), rel=1e-5)
     assert loss_and_tokens(UINT8)._placed(0.5).dtype == np.float32
+
+
+@pytest.mark.parametrize("spec", [UINT8, INT8, UINT4, INT4], ids=str)
+def test_gradients_of_ends_by_hand(spec: QuantSpec) -> None:
+    """LSQ+, section 3.1, in float64; a value at an end is within the range."""
+    random = np.random.default_rng(0)
+    steps = 2**spec.bits - (2 if spec.symmetric else 1)
+    scale = 2.0**-4
+    low = -scale * (steps // 2)
+    high = low + scale * steps
+    x = (1.3 * high * random.uniform(-1, 1, size=(40, 3))).astype(np.float32)
+    x[0], x[1] = low, high
+    weight = random.normal(size=(2, 3)).astype(np.float32)
+    loss, found = OutputLoss(x, [weight], spec)._with_gradient((low, high))
+    code = np.clip(np.round((x - low) / scale), 0, steps)
+    if spec.bits == 4 and spec.symmetric:
+        # Narrow symmetric types have one code more below.
+        code = np.clip(np.round((x - low) / scale), -1, steps)
+    error = low + scale * code - x.astype(np.float64)
+    through = 2 * error @ weight.T.astype(np.float64) @ weight
+    assert loss == pytest.approx(float((through * error).sum()) / 2, rel=1e-5)
+    below, above = x < low, x > high
+    inside = ~below & ~above
+    moved = inside * error / scale / steps
+    by_low = float((through * (below - moved)).sum())
+    by_high = float((through * (above + moved)).sum())
+    if spec.symmetric:
+        by_high = (by_high - by_low) / 2
+        by_low = -by_high
+    assert found == pytest.approx([by_low, by_high], rel=1e-4)
