@@ -43,7 +43,8 @@ FORMATS: Mapping[str, dict[str, Any]] = {
     "s3": {"dtype": "int3", "granularity": GROUP},
     "u4": {"dtype": "uint4", "granularity": GROUP},
     "s4": {"dtype": "int4", "granularity": GROUP},
-    "nf4": {"dtype": "nf4", "granularity": GROUP},
+    # In groups of 64, as QLoRA has it.
+    "nf4": {"dtype": "nf4", "granularity": "group:64"},
     "mxfp4": {"dtype": "mxfp4"},
 }
 """Name -> the weight of a rule: u and s are asymmetric and symmetric integers."""
