@@ -264,7 +264,7 @@ def digits() -> None:
             backend,
             "budget",
             max_trials=8,
-            budgets={"bits": 8.0},
+            budgets={"code_bits": 8.0},
             minimise="size",
         )
 
