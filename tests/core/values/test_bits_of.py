@@ -82,7 +82,7 @@ def test_kept_layers_count_where_all_are_asked_for(
 
 def test_what_cannot_be_kept_says_what_can(net: MLPClassifier, tmp_path: Path) -> None:
     rules = [{"ops": [first_layer(net, tmp_path / "probe.db")], "keep": "float"}]
-    with pytest.raises(ConfigError, match="at least 21"):
+    with pytest.raises(ConfigError, match=r"at least 2[01]\."):
         tune(
             net,
             tmp_path / "h.db",
