@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from octavo.core.contract.recovery import (
-    DISTILLATION,
-    QAT,
-    RECONSTRUCTION,
-    recovery_settings,
-)
+from octavo.core.contract.recovery import QAT, after_rounding, recovery_settings
 from octavo.core.values.scheme import PartChoice
 
 from .alternatives import PartTable
@@ -59,25 +53,6 @@ def _of_a_winner(value: Any) -> Any:
             "'qat' trains by a function of your own and refines no winner: name it in recover"
         )
     return tuple(map(after_rounding, _known(value)))
-
-
-AFTER_ROUNDING: Mapping[str, Mapping[str, Any]] = {
-    DISTILLATION: {"rate": 0, "scale_rate": 0.001, "half": False},
-    RECONSTRUCTION: {"hold_back": True},
-}
-"""Kind -> settings of a step that begins where an algorithm has ended, where nobody says others.
-
-Distillation: moving codes undoes what the algorithm won, and products in bfloat16 are coarser than
-what is left to be learned. Measured on the small Llama, 24 steps of 4 x 256 tokens, held-out
-divergence: gptq at 2.5 bits -13 % at a rate of 0.0005, -18 % at 0.002, nothing at 0.005; gptq at
-3.5 bits -12 % at 0.001; rtn at 2.5 bits -34 % at 0.002.
-"""
-
-
-def after_rounding(step: PartChoice) -> PartChoice:
-    """Return a step with the settings that it has where it refines what an algorithm made."""
-    options = {**AFTER_ROUNDING.get(step.kind, {}), **dict(step.options)}
-    return PartChoice(kind=step.kind, options=tuple(sorted(options.items())))
 
 
 Refine = Annotated[

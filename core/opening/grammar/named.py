@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.contract.recovery import DISTILLATION, after_rounding
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.values.scheme import MINMAX, RTN, OpScheme, PartChoice
 
@@ -54,8 +55,19 @@ class NamedScheme:
 
     @property
     def recovery(self) -> tuple[PartChoice, ...]:
-        """What is learned after quantization, in order."""
-        return self._of("recovery")
+        """What is learned after quantization, in order.
+
+        Distillation after an algorithm that chose the codes together keeps them, where no setting
+        says otherwise.
+        """
+        steps = self._of("recovery")
+        chosen_together = any(step.kind != RTN.kind for step in self.algorithms)
+        if not chosen_together:
+            return steps
+        return tuple(
+            after_rounding(step) if step.kind == DISTILLATION else step
+            for step in steps
+        )
 
     @property
     def calibrator(self) -> PartChoice:

@@ -11,10 +11,14 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 
-from octavo.core.contract.recovery import DISTILLATION, RECOVERIES, nothing_to_learn
+from octavo.core.contract.recovery import (
+    DISTILLATION,
+    RECOVERIES,
+    after_rounding,
+    nothing_to_learn,
+)
 from octavo.core.contract.strategy import WAIT, Foresight, Wait
 from octavo.core.numerics.affine import is_integer
-from octavo.core.opening.recover_setting import after_rounding
 from octavo.core.tuning.bench import Backend, Bench
 from octavo.core.values.budgets import BITS
 from octavo.core.values.recipe import Recipe

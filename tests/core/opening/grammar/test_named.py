@@ -108,7 +108,20 @@ def test_methods_do_what_they_are_called() -> None:
     assert found.bias_correction
     assert not found.recovery
     learned = named("int4-weight-only+gptq+autoround-block(iterations=3)+distill")
-    assert kinds(learned.recovery) == ["reconstruction(iterations=3)", "distillation"]
+    assert kinds(learned.recovery) == [
+        "reconstruction(iterations=3)",
+        "distillation(half=False,rate=0,scale_rate=0.001)",
+    ]
+
+
+def test_distillation_keeps_the_codes_that_an_algorithm_chose_together() -> None:
+    kept = named("int4-weight-only+gptq+distill(steps=7, rate=0.5)").recovery
+    settings = dict(kept[0].options)
+    assert settings["steps"] == 7
+    assert settings["rate"] == 0.5
+    assert settings["scale_rate"] == 0.001
+    assert kinds(named("int4-weight-only+distill").recovery) == ["distillation"]
+    assert kinds(named("int4-weight-only+rtn+distill").recovery) == ["distillation"]
 
 
 def test_awq_is_both_searches_of_its_paper_and_each_by_itself() -> None:

@@ -109,7 +109,8 @@ def test_a_whole_scheme_becomes_a_recipe() -> None:
     text = "int4-weight-only(group=64)+awq+gptq+bias-correction+distill(steps=2)"
     recipe = preset_recipe(text, build_space(target), target, HOST)
     assert [str(t) for t in recipe.transforms] == ["awq"]
-    assert [str(r) for r in recipe.recovery] == ["distillation(steps=2)"]
+    steps = [str(r) for r in recipe.recovery]
+    assert steps == ["distillation(half=False,rate=0,scale_rate=0.001,steps=2)"]
     written = {str(s) for s in recipe.schemes.values()}
     assert written == {
         "weight_only w:uint4-asym/group:64/scale:uint8 "
