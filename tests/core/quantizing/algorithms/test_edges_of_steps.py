@@ -166,30 +166,34 @@ def test_a_weight_rounded_with_an_offset() -> None:
     assert not exact.slopes(slope, even).of_zero.any()
 
 
-def test_shares_move_against_their_gradients() -> None:
+@pytest.mark.parametrize("dtype", ["uint3", "int3"])
+def test_shares_move_against_their_gradients(dtype: str) -> None:
     """The gradients, by differences of s and z over both shares."""
     random = np.random.default_rng(5)
+    spec = QuantSpec(dtype=dtype, symmetric=False, granularity="group:4")
+    least, most = (0, 7) if dtype == "uint3" else (-4, 3)
     start = asymmetric(40, 5)
-    start.zero_point[0, :] = 7
-    start.zero_point[1, :] = 0
+    start = QuantParams(start.scale, start.zero_point + least, spec, 0)
+    start.zero_point[0, :] = most
+    start.zero_point[1, :] = least
     low, high = (np.asarray(end, np.float64) for end in _ends(start))
     scale = start.scale.astype(np.float64)
-    np.testing.assert_allclose(low, scale * (0 - start.zero_point), rtol=1e-6)
-    np.testing.assert_allclose(high, scale * (7 - start.zero_point), rtol=1e-6)
+    np.testing.assert_allclose(low, scale * (least - start.zero_point), rtol=1e-6)
+    np.testing.assert_allclose(high, scale * (most - start.zero_point), rtol=1e-6)
     shares = _Shares(*random.uniform(0.5, 1.25, size=(2, 40, 5)))
     of_scale, of_zero = random.normal(size=(2, 40, 5))
     of_scale[2, :] = of_zero[2, :] = 0
 
     def grid(below: np.ndarray, above: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         s = (above * high - below * low) / 7
-        return s, -below * low / s
+        return s, least - below * low / s
 
     def loss(below: np.ndarray, above: np.ndarray) -> np.ndarray:
         s, z = grid(below, above)
         return of_scale * s + of_zero * z
 
     now, _ = grid(shares.low, shares.high)
-    params = QuantParams(now, start.zero_point, UINT3, 0)
+    params = QuantParams(now, start.zero_point, spec, 0)
     step = 1e-6
     by_low = loss(shares.low + step, shares.high) - loss(shares.low - step, shares.high)
     by_high = loss(shares.low, shares.high + step) - loss(
@@ -207,14 +211,14 @@ def test_shares_move_against_their_gradients() -> None:
 
     kept = shares.of_range(start)
     np.testing.assert_allclose(kept.scale, now, rtol=1e-5)
-    zero = np.clip(np.round(-shares.low * low / now), 0, 7)
+    zero = np.clip(np.round(least - shares.low * low / now), least, most)
     assert (np.asarray(kept.zero_point) == zero).mean() > 0.98
 
 
 def test_offsets_lead_to_a_starts_codes() -> None:
     """A quarter of a step inside another code, and nowhere else."""
     weight, params = weights(), asymmetric()
-    weight[0, 0] = 0
+    weight[0, :2] = 0
     scale, zero = wide(params.scale), wide(params.zero_point)
     nearest = np.clip(np.round(weight / scale) + zero, 0, 7)
     codes = nearest + 0

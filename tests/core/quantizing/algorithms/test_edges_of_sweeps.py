@@ -152,13 +152,14 @@ def test_a_columns_numbers_are_float32() -> None:
 
 
 def test_columns_of_equal_inputs_keep_their_order() -> None:
-    weight, gram = layer(4, 64)
-    roots = np.sqrt(np.diagonal(gram))
-    gram = gram / np.outer(roots, roots)
-    np.fill_diagonal(gram, 1)
-    plain = run("gptq", weight, INT4, context_of(gram))
+    weight, gram = layer(3, 200)
+    roots = np.sqrt(np.diagonal(gram) / np.random.default_rng(0).integers(1, 3, 200))
+    gram = (gram / np.outer(roots, roots)).astype(np.float32)
+    np.fill_diagonal(gram, np.round(np.diagonal(gram)))
+    order = np.argsort(-np.diagonal(gram), kind="stable")
     sorted_ = run("gptq", weight, INT4, context_of(gram), act_order=True)
-    np.testing.assert_array_equal(sorted_.codes, plain.codes)
+    plain = run("gptq", weight[:, order], INT4, context_of(gram[order][:, order]))
+    np.testing.assert_array_equal(sorted_.codes[:, order], plain.codes)
 
 
 def test_gptq_searches_its_range_by_the_diagonal() -> None:
@@ -236,17 +237,28 @@ def test_importance_counts_by_what_it_is_told() -> None:
     assert (seen[0] != seen[1]).any()
 
 
-@pytest.mark.parametrize("name", ["awq", "hqq", "importance"])
+FEW: dict[str, dict[str, Any]] = {
+    "adaround": {"iterations": 9},
+    "autoround": {"iterations": 5},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["adaround", "autoround", "awq", "gptq", "hqq", "importance"]
+)
 def test_a_given_grid_and_its_second_level_are_kept(name: str) -> None:
     weight, gram = layer()
+    more = FEW.get(name, {})
     spec = QuantSpec(dtype="int4", granularity="group:8", scale_dtype="uint8")
     first = run("rtn", weight, spec, context_of(gram), clip="mse")
-    again = run(name, weight, spec, context_of(gram, start=first))
+    again = run(name, weight, spec, context_of(gram, start=first), **more)
     assert first.extra is not None and again.extra is not None
     assert again.extra.keys() == first.extra.keys()
     params = QuantParams(1.3 * first.params.scale, first.params.zero_point, spec, 0)
-    kept = run(name, weight, spec, context_of(gram, params=params))
+    kept = run(name, weight, spec, context_of(gram, params=params), **more)
     np.testing.assert_array_equal(kept.params.scale, params.scale)
+    empty = run(name, weight[:0], spec, context_of(gram))
+    assert empty.extra is not None and empty.extra.keys() == first.extra.keys()
     if name == "importance":
         plain = run(name, weight, spec, context_of(gram), keep_size=False)
         assert plain.extra is not None and plain.extra.keys() == first.extra.keys()
