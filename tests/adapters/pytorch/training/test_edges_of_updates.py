@@ -350,5 +350,5 @@ def test_updates_go_over_stored_weights_and_begin_as_linear_layers_do() -> None:
     )
     root: Any = qlora.add_low_rank(base(Two()), LowRank(rank=500))
     down = root.first.down.detach()
-    assert down.abs().max() <= 64**-0.5 and down.abs().max() > 0.9 * 64**-0.5
+    assert down.abs().max() <= 64**-0.5 and down.abs().max() > 0.97 * 64**-0.5
     assert not root.first.up.any()
