@@ -177,3 +177,13 @@ def test_what_can_be_learned() -> None:
         assert not _fits(layer(), given)
     parameters = {"a": own(int4), "b": own(None), "c": own(powers)}
     assert list(with_movable_scales(parameters)) == ["a"]
+
+
+def test_ranges_that_are_fixed_do_not_learn() -> None:
+    spec = QuantSpec(dtype="int4", granularity="group:3", scale_dtype="e8m0")
+    scale, zero = torch.full((4, 2), 0.5), torch.zeros(4, 2, dtype=torch.int32)
+    codes = torch.zeros(4, 6, dtype=torch.int8)
+    start = QuantizedTensor(codes, QuantParams(scale, zero, spec, 0))
+    layer = SignedLinear(torch.ones(4, 6), None, start, transposed=False)
+    assert not layer.low_share.requires_grad and not layer.high_share.requires_grad
+    assert layer.offset.requires_grad

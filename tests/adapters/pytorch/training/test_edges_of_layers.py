@@ -34,6 +34,7 @@ from octavo.adapters.pytorch.training.qat import (
 from octavo.adapters.pytorch.training.reconstruction import reconstruct
 from octavo.adapters.pytorch.training.trained_layer import (
     TrainedLayer,
+    _features,
     _without_tensors,
     learned_step,
 )
@@ -296,3 +297,41 @@ def test_distillation_learns_offsets_where_they_have_a_rate() -> None:
     assert len(scales) == 2 and offsets["lr"] == 0.5
     assert [id(p) for p in offsets["params"]] == [id(m.offset) for m in layers]
     assert all(g["betas"] == (0.9, 0.95) for g in optimizer.param_groups)
+
+
+def test_features_of_a_sample_are_counted() -> None:
+    for shape, expected in (
+        ((5,), 5),
+        ((7, 5), 5),
+        ((7, 3, 5), 15),
+        ((7, 0), 1),
+        ((7, 1), 1),
+    ):
+        assert _features(torch.zeros(shape)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_inputs_keep_their_type(dtype: torch.dtype) -> None:
+    x = torch.tensor([[0.6, -0.9], [3.0, 1.0]], dtype=dtype)
+    owner: Any = SimpleNamespace(
+        dynamic=False,
+        input_scale=nn.Parameter(torch.tensor(0.5)),
+        input_zero=torch.zeros(()),
+        looks=False,
+    )
+    spec = QuantSpec(dtype="int8")
+    assert TrainedLayer._quantized_input(owner, x, spec).dtype == dtype
+    owner.dynamic = True
+    for granularity in ("tensor", "token"):
+        own = QuantSpec(dtype="int8", granularity=granularity)
+        found = TrainedLayer._quantized_input(owner, x, own)
+        assert found.dtype == dtype
+        largest = x.float().abs()
+        largest = largest.amax(1, keepdim=True) if granularity == "token" else 3.0
+        scale = largest / 127
+        expected = torch.round(x.float() / scale) * scale
+        torch.testing.assert_close(found.float(), expected, rtol=2e-2, atol=2e-2)
+        if granularity == "token":
+            assert float(found[0, 1]) == pytest.approx(-0.9, rel=1e-3)
+    owner.dynamic, owner.input_scale = False, None
+    assert TrainedLayer._quantized_input(owner, x, spec) is x

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.adapters.pytorch.qlayers.weight_only import WeightOnlyLinear
 from octavo.adapters.pytorch.training import (
     block_descent,
     distillation,
@@ -33,7 +34,7 @@ from octavo.adapters.pytorch.training.trained_layer import (
     _static_input,
     positive_levels,
 )
-from octavo.core.contract.training import Distillation, Reconstruction
+from octavo.core.contract.training import Distillation, LowRank, Reconstruction
 from octavo.core.errors import ConfigError, SchemeError
 from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -412,3 +413,37 @@ def test_pefts_model_goes_over_a_base_by_names(monkeypatch: pytest.MonkeyPatch) 
         "returns a float model that computes the same, to keep or to quantize that; "
         "octavo.convert keeps the updates beside the base"
     )
+
+
+@pytest.mark.parametrize("has_peft", [False, True])
+def test_a_library_holds_the_updates(
+    has_peft: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    from octavo.adapters.pytorch.training import peft_layers, qlora
+
+    monkeypatch.setattr(door, "_has_peft", lambda: has_peft)
+    monkeypatch.setattr(peft_layers, "peft_by_settings", lambda *of: ("peft", *of))
+    root = nn.Identity()
+    monkeypatch.setattr(qlora, "add_low_rank", lambda *of: root)
+    candidate: Any = SimpleNamespace(module=nn.Identity())
+    for library, by_peft in (("auto", has_peft), ("octavo", False), ("peft", True)):
+        settings = LowRank(library=library)
+        found = door._with_updates(candidate, settings)
+        assert found == (("peft", candidate, settings) if by_peft else root)
+    single: Any = SimpleNamespace(module=WeightOnlyLinear.__new__(WeightOnlyLinear))
+    assert door._with_updates(single, LowRank(library="auto")) is root
+    with pytest.raises(ConfigError) as raised:
+        door._with_updates(candidate, LowRank(library="other"))
+    assert str(raised.value) == "library is one of auto, octavo, peft, not 'other'"
+    with pytest.raises(SchemeError) as lacking:
+        updates_of(nn.Linear(2, 2))
+    assert str(lacking.value) == (
+        "the model has no low-rank updates: octavo.qlora adds them"
+    )
+
+
+def test_rows_of_a_call_are_its_sequences() -> None:
+    for shape, rows in (((5, 3, 2), 5), ((5, 2), 1), ((5,), 1)):
+        task = Task([BlockCall((None,), {}, 0)], [torch.ones(shape)], [])
+        assert task.rows(0) == rows
