@@ -83,6 +83,8 @@ def octavo_default(
                     },
                 },
                 budgets=limits,
+                # The allocation alone is compared: nothing is learned after it.
+                refine=[],
                 strategy={"kind": "budget", **(settings or {})},
                 storage=Path(place) / "history.db",
                 sensitivities=folder / f"octavo-{rounding}.json",
