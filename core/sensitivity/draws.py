@@ -17,6 +17,9 @@ from octavo.core.numerics.layout import to_matrix
 DRAWS = 8
 """Gradients, or directions of a Hessian-vector product, that are drawn on every batch."""
 
+SURE = 2.0
+"""Standard deviations beyond what chance does, from which on products between channels matter."""
+
 ErrorOf = Callable[[], Array]
 """Returns an error of a weight as (channels, features)."""
 
@@ -132,7 +135,7 @@ def quadratic_forms(
     for draw in range(DRAWS):
         begin_draw()
         count += where.run(tuple(changes), sink, seed=seed + draw)
-    return _weighed(sums, max(1, count))
+    return _weighed(sums, max(1, count), len(changes))
 
 
 def _off_mean(rows: Array, mean: np.ndarray | None) -> Array:
@@ -152,7 +155,7 @@ def _off_mean(rows: Array, mean: np.ndarray | None) -> Array:
     return squares - xp.reshape(along, (-1,)) ** 2
 
 
-def _weighed(sums: Mapping[str, _Sums], count: int) -> dict[str, float]:
+def _weighed(sums: Mapping[str, _Sums], count: int, weights: int) -> dict[str, float]:
     """Return the estimates, each between its sum by channels and its sum of all together.
 
     Both have the same mean over independent rounding errors. The sum by channels leaves the
@@ -161,11 +164,13 @@ def _weighed(sums: Mapping[str, _Sums], count: int) -> dict[str, float]:
     that are do not cancel. All together is right, and of few draws: its logarithm has the variance
     2 / count, that of a mean of ``count`` squares of normal numbers. How far the two lie apart
     beyond that, over all changes, says how much the products matter, and each estimate is shrunk
-    towards its sum by channels accordingly (empirical Bayes: Efron & Morris 1973).
+    towards its sum by channels accordingly (empirical Bayes: Efron & Morris 1973). Where chance
+    alone may put them as far apart, as it does in a language model, the sum by channels stands.
 
     Args:
         sums: By label.
         count: Draws times batches.
+        weights: Number of weights; the changes of one share their draws.
     """
     apart = {}
     for label, found in sums.items():
@@ -174,7 +179,9 @@ def _weighed(sums: Mapping[str, _Sums], count: int) -> dict[str, float]:
             apart[label] = np.log(found.whole / found.by_channel) + 1.0 / count
     by_chance = 2.0 / count
     spread = float(np.mean(np.square(list(apart.values())))) if apart else 0.0
-    beyond = max(0.0, spread - by_chance)
+    # A mean of squares of so many normal numbers scatters by sqrt(2 / number) of itself.
+    chance_at_most = by_chance * (1.0 + SURE * (2.0 / max(1, weights)) ** 0.5)
+    beyond = max(0.0, spread - by_chance) if spread > chance_at_most else 0.0
     trust = beyond / (beyond + by_chance)
     estimates = {}
     for label, found in sums.items():
