@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import ConfigDict, Field
 
 from octavo.core.values.recipe import Recipe
@@ -16,9 +14,6 @@ from octavo.core.values.settings import checked
 
 Kind = Literal["trial", "believed", "uniform"]
 """What a point is: a trial; the least believed loss of its size; one width for all."""
-
-Steps = list[tuple[int, ...]]
-"""Picks, the smallest model's first: which of its choices each unit takes."""
 
 
 @dataclass(frozen=True)
@@ -141,59 +136,4 @@ def _place(point: FrontPoint) -> tuple[float, float, int]:
     return point.size, loss, ("trial", "uniform", "believed").index(point.kind)
 
 
-def cheapest_steps(losses: Sequence[np.ndarray], sizes: Sequence[np.ndarray]) -> Steps:
-    """Return the choices of least loss, from the smallest model to the one without loss.
-
-    Every point between two steps' sizes loses at least as much as the line through them: these are
-    the solutions of the Lagrangian of a multiple-choice knapsack (Sinha and Zoltners 1979, "The
-    multiple-choice knapsack problem", section 2), found by sorting, for all sizes at once. Each
-    step changes one unit, and buys its loss at a higher price than the step before.
-
-    Args:
-        losses: For each unit, the loss of each choice; an infinite one is never taken.
-        sizes: For each unit, the bytes of each choice.
-
-    Returns:
-        The index of each unit's choice, a tuple a step.
-    """
-    start: list[int] = []
-    upgrades: list[tuple[float, int, int]] = []
-    for unit, (loss, size) in enumerate(zip(losses, sizes, strict=True)):
-        hull = _hull(np.asarray(loss, float), np.asarray(size, float))
-        start.append(hull[0])
-        for before, after in pairwise(hull):
-            gain = float(loss[before] - loss[after])
-            price = float(size[after] - size[before]) / gain
-            upgrades.append((price, unit, after))
-    picks = list(start)
-    steps = [tuple(picks)]
-    # A unit's own upgrades become dearer along its hull: sorted, each follows the one before.
-    for _, unit, after in sorted(upgrades):
-        picks[unit] = after
-        steps.append(tuple(picks))
-    return steps
-
-
-def _hull(loss: np.ndarray, size: np.ndarray) -> list[int]:
-    """Return a unit's choices on the lower convex hull, from the smallest on, losses falling."""
-    known = [int(i) for i in np.lexsort((loss, size)) if np.isfinite(loss[i])]
-    kept: list[int] = []
-    for choice in known:
-        if kept and loss[choice] >= loss[kept[-1]]:
-            continue
-        while len(kept) > 1 and _is_above(loss, size, kept[-2], kept[-1], choice):
-            kept.pop()
-        kept.append(choice)
-    return kept
-
-
-def _is_above(
-    loss: np.ndarray, size: np.ndarray, first: int, middle: int, last: int
-) -> bool:
-    """Return whether the middle one of three choices lies on or above the line of the others."""
-    whole = (loss[first] - loss[last]) * (size[middle] - size[first])
-    own = (loss[first] - loss[middle]) * (size[last] - size[first])
-    return bool(own <= whole)
-
-
-__all__ = ["FrontPoint", "cheapest_steps", "with_unbeaten"]
+__all__ = ["FrontPoint", "with_unbeaten"]

@@ -13,7 +13,7 @@ from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import Unit
 
-from .prices import AT_OUTPUTS
+from .prices import of_one_unit
 from .service import SensitivityService
 
 _DIRECT_FIRST = (
@@ -78,7 +78,7 @@ def losses_of(
         for scheme in _looked_at(unit, recipe):
             kinds.update(service.known(unit.name, scheme, recipe.transforms))
         asked.update(kinds)
-    kind = max(sorted(asked), key=lambda k: (asked[k], -_rank(k)), default=_CHEAP[0])
+    kind = most_asked(asked) or _CHEAP[0]
     ask = _Cheap(service, few=not asked)
     can_compute = kind in _CHEAP and bool(service.batches)
     found = []
@@ -92,6 +92,15 @@ def losses_of(
         if loss is not None:
             found.append(loss)
     return found, late
+
+
+def most_asked(asked: Mapping[str, int]) -> str:
+    """Return the kind that was asked for most, of equals the most direct; '' where none was.
+
+    Args:
+        asked: Kind -> of how many units.
+    """
+    return max(sorted(asked), key=lambda k: (asked[k], -_rank(k)), default="")
 
 
 def _rank(kind: str) -> int:
@@ -113,19 +122,12 @@ def _known(
     best: UnitLoss | None = None
     for scheme in _looked_at(unit, recipe):
         known = service.known(unit.name, scheme, recipe.transforms)
-        for one in _of_one_unit(kind):
+        for one in of_one_unit(kind):
             if one in known:
                 if best is None or known[one] < best.loss:
                     best = UnitLoss(known[one], one, scheme, unit)
                 break
     return best
-
-
-def _of_one_unit(kind: str) -> tuple[str, ...]:
-    """Return the kinds whose losses compare with those of a kind, itself first."""
-    if kind not in AT_OUTPUTS:
-        return (kind,)
-    return tuple(dict.fromkeys((kind, *AT_OUTPUTS)))
 
 
 class _Cheap:

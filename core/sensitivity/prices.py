@@ -16,6 +16,13 @@ AT_OUTPUTS = ("output_distance", "gradient", "hessian_trace")
 """Kinds in the unit of the distance of the outputs, which may be compared in several ways."""
 
 
+def of_one_unit(kind: str) -> tuple[str, ...]:
+    """Return the kinds whose losses compare with those of a kind, itself first."""
+    if kind not in AT_OUTPUTS:
+        return (kind,)
+    return tuple(dict.fromkeys((kind, *AT_OUTPUTS)))
+
+
 @dataclass(frozen=True)
 class Prices:
     """Knows what each kind runs.

@@ -12,13 +12,12 @@ from statistics import median
 
 import numpy as np
 
+from octavo.core.contract.strategy import Believed
+from octavo.core.numerics.loss_tables import front
 from octavo.core.results.front import Front
-from octavo.core.scoring.front import (
-    FrontPoint,
-    Kind,
-    cheapest_steps,
-    with_unbeaten,
-)
+from octavo.core.scoring.front import FrontPoint, Kind, with_unbeaten
+from octavo.core.sensitivity.by_op import most_asked
+from octavo.core.sensitivity.prices import of_one_unit
 from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.tuning.bench import Backend, Bench
 from octavo.core.values.budgets import average_bits
@@ -32,15 +31,6 @@ UNIFORM = (2, 3, 4, 8)
 
 MOST = 24
 """Believed points that are kept: each has a recipe as long as the model has ops."""
-
-_DIRECT_FIRST = (
-    "gradient",
-    "hessian_trace",
-    "output_distance",
-    "hessian",
-    "weight_error",
-)
-"""Which sensitivity tells most of a whole model, where several were asked for."""
 
 
 def whole_front(bench: Bench, best: Trial) -> Front:
@@ -69,9 +59,9 @@ def whole_front(bench: Bench, best: Trial) -> Front:
     # What was measured, or is one width for all, is a point already.
     there = {*measured, *(point.recipe.digest for point in uniform)}
     believed = [
-        known.point("believed", recipe)
-        for recipe in known.steps()
-        if len(recipe) and recipe.digest not in there
+        point
+        for point in known.believed()
+        if len(point.recipe) and point.recipe.digest not in there
     ]
     return Front(with_unbeaten([*trials, *uniform, *believed]))
 
@@ -128,22 +118,42 @@ class _Known:
             if self._kind and len(chosen) == len(self._units):
                 yield self.backend.searched.recipe(chosen, self.transforms)
 
-    def steps(self) -> Iterator[Recipe]:
-        """Yield recipes of the least believed loss, from the smallest on, in steps of about one
-        size."""
+    def believed(self) -> list[FrontPoint]:
+        """Return points of the least believed loss, from the smallest on, in steps of about one
+        size.
+
+        They are those that the strategy went by, where it tells them: it may know more than what
+        the service was asked for.
+        """
+        told = self.bench.front().get(self.backend.opened.name, ())
+        if not told:
+            return [self.point("believed", recipe) for recipe in self._steps()]
+        places = _spread(np.array([each.bytes for each in told]), MOST)
+        return [self._told(told[place]) for place in places]
+
+    def _told(self, told: Believed) -> FrontPoint:
+        size = min(self._float_size, told.bytes + self._beside)
+        return FrontPoint(
+            "believed",
+            size,
+            size / max(1, self._float_size),
+            told.bits,
+            told.loss,
+            told.recipe,
+            sensitivity=self._kind,
+        )
+
+    def _steps(self) -> Iterator[Recipe]:
+        """Yield recipes from the losses that the service knows."""
         if not self._kind:
             return
         sizes = [
             np.array([unit.weight_bytes(choice) for choice in unit.choices])
             for unit in self._units
         ]
-        every = cheapest_steps(self._losses, sizes)
-        totals = [
-            sum(size[pick] for size, pick in zip(sizes, picks, strict=True))
-            for picks in every
-        ]
-        for place in _spread(totals, MOST):
-            picks = zip(self._units, every[place], strict=True)
+        whole = front(self._losses, sizes)
+        for place in _spread(whole.uses, MOST):
+            picks = zip(self._units, whole.picks(place), strict=True)
             chosen = {unit.name: unit.choices[pick] for unit, pick in picks}
             yield self.backend.searched.recipe(chosen, self.transforms)
 
@@ -170,7 +180,7 @@ class _Known:
             kinds = {k for choice in unit.choices for k in self._known(unit, choice)}
             asked.update(kinds)
         enough = [kind for kind in asked if 2 * asked[kind] >= len(self._units)]
-        return max(sorted(enough), key=lambda k: (asked[k], -_rank(k)), default="")
+        return most_asked({kind: asked[kind] for kind in enough})
 
     def _known(self, unit: Unit, choice: OpScheme) -> dict[str, float]:
         if self._service is None or choice.is_float:
@@ -188,7 +198,10 @@ class _Known:
     def _unit_loss(self, unit: Unit, choice: OpScheme) -> float:
         if choice.is_float:
             return 0.0
-        return self._known(unit, choice).get(self._kind, math.inf)
+        known = self._known(unit, choice)
+        # What the search asked in another way of the same unit compares with it.
+        found = (known[kind] for kind in of_one_unit(self._kind) if kind in known)
+        return next(found, math.inf)
 
     def _loss(self, recipe: Recipe, trial: Trial | None) -> float | None:
         """Return what a recipe is believed to lose; None where that of one of its ops is not
@@ -231,21 +244,17 @@ class _Known:
         return max(0.0, self._float_size - self._weights(Recipe(backend=own)))
 
 
-def _rank(kind: str) -> int:
-    return _DIRECT_FIRST.index(kind) if kind in _DIRECT_FIRST else len(_DIRECT_FIRST)
-
-
 def _bits(choice: OpScheme) -> int | None:
     return choice.weight.bits if choice.weight is not None else None
 
 
-def _spread(totals: Sequence[float], most: int) -> Iterable[int]:
+def _spread(totals: np.ndarray, most: int) -> Iterable[int]:
     """Return places of sorted totals, at most so many, at about equal ratios, both ends among
     them."""
     if len(totals) <= most:
         return range(len(totals))
     wanted = np.geomspace(totals[0], totals[-1], most)
-    return sorted({int(np.argmin(np.abs(np.array(totals) - t))) for t in wanted})
+    return sorted({int(np.argmin(np.abs(totals - t))) for t in wanted})
 
 
 __all__ = ["whole_front"]

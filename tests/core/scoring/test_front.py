@@ -1,16 +1,12 @@
-"""Size against loss: the cheapest steps against every choice there is, and which points are
-beaten."""
+"""Size against loss: which points are beaten."""
 
 from __future__ import annotations
 
-from itertools import pairwise, product
-
-import numpy as np
 import pytest
 
 from octavo.core.errors import ConfigError
 from octavo.core.results.front import Front
-from octavo.core.scoring.front import FrontPoint, cheapest_steps, with_unbeaten
+from octavo.core.scoring.front import FrontPoint, with_unbeaten
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import OpScheme, QuantSpec
 
@@ -23,39 +19,6 @@ def point(size: float, loss: float | None, **fields: object) -> FrontPoint:
     given: dict[str, object] = {"kind": "believed", "bits": size / 100, **fields}
     recipe = Recipe({"a": FOUR}, backend=f"b{size}")
     return FrontPoint(size=size, share=size / 1000, loss=loss, recipe=recipe, **given)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_no_choice_of_a_steps_size_loses_less(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    sizes = [np.sort(rng.integers(1, 60, 4)).astype(float) for _ in range(4)]
-    # Some are no bargain: their loss does not fall with their size.
-    losses = [np.append(rng.exponential(size=3), 0.0) for _ in range(4)]
-    losses[0][1] = np.inf
-    steps = cheapest_steps(losses, sizes)
-    every = np.array(
-        [
-            [sum(rows[i][p] for i, p in enumerate(picks)) for rows in (sizes, losses)]
-            for picks in product(range(4), repeat=4)
-        ]
-    )
-    found = np.array(
-        [
-            [sum(rows[i][p] for i, p in enumerate(picks)) for rows in (sizes, losses)]
-            for picks in steps
-        ]
-    )
-    assert found[0, 0] == every[np.isfinite(every[:, 1]), 0].min()
-    assert found[-1, 1] == 0
-    assert (np.diff(found[:, 0]) > 0).all()
-    assert (np.diff(found[:, 1]) < 0).all()
-    for size, loss in found:
-        assert loss == pytest.approx(every[every[:, 0] <= size, 1].min())
-    # No point of the whole lies under the line through two steps.
-    for (s0, l0), (s1, l1) in pairwise(found):
-        between = every[(every[:, 0] >= s0) & (every[:, 0] <= s1)]
-        line = l0 + (l1 - l0) * (between[:, 0] - s0) / (s1 - s0)
-        assert (between[:, 1] >= line - 1e-9).all()
 
 
 def test_a_point_is_beaten_by_a_smaller_one_of_less_loss() -> None:
