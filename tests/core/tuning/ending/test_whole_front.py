@@ -143,3 +143,24 @@ def test_without_sensitivities_it_holds_what_was_measured(tmp_path: Path) -> Non
     assert {p.trial for p in result.front} == {0, *(t.number for t in result.trials)}
     assert all(p.loss is None for p in result.front)
     assert "Size against loss" in render(report_data(result.facts()))
+
+
+def test_modes_that_were_asked_in_two_ways_stand_on_one_front(tmp_path: Path) -> None:
+    # Rounded weights are told by gradients, rounded inputs by distances: both in one unit.
+    mixed = octavo.autotune(
+        network(),
+        accuracy,
+        batches(),
+        strategy="budget",
+        rules=[{"types": "linear", "mode": ["weight_only", "dynamic"]}],
+        budgets={"bits": 5},
+        minimise="size",
+        tolerance=0.5,
+        max_trials=2,
+        refine=[],
+        storage=tmp_path / "h.db",
+    )
+    points = [p for p in mixed.front if p.kind != "uniform"]
+    assert all(p.loss is not None for p in points)
+    modes = {s.mode for p in points for s in p.recipe.schemes.values()}
+    assert modes >= {"weight_only", "dynamic"}
