@@ -1,9 +1,15 @@
 """Settings that hold for every test."""
 
 import logging
+import os
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+# The workers that share the tests inherit the width of the terminal (or of none: 80 columns) that
+# readline wrote into the environment of the process that started them.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 
 # Property tests measure no time: on a busy machine a deadline is a failure drawn at random.
 settings.register_profile(
