@@ -145,6 +145,12 @@ class ReportData:
             return self.why_best
         return self.reason
 
+    @property
+    def has_losses(self) -> bool:
+        """True if a loss is believed of some point of the front: without one, the front tells
+        nothing that the trials do not."""
+        return any(point.loss is not None for point in self.front)
+
     @cached_property
     def left_in_float(self) -> tuple[tuple[str, str, tuple[str, ...], int], ...]:
         """Rows (op type, why, names, parameters) of what runs in float, largest first."""

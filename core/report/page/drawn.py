@@ -167,7 +167,7 @@ def _contents(
         ("final", "The last timing", bool(data.final)),
         ("next", "What next", True),
         ("trade-off", "Trade-off", charts["trade_off"] is not None),
-        ("front", "Size against loss", bool(data.front)),
+        ("front", "Size against loss", data.has_losses),
         ("trials", "Trials", True),
         ("runs", "What runs", bool(data.schemes)),
         ("float", "Left in float", bool(data.ops)),

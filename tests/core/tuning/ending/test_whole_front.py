@@ -142,7 +142,8 @@ def test_without_sensitivities_it_holds_what_was_measured(tmp_path: Path) -> Non
     assert {p.kind for p in result.front} == {"trial"}
     assert {p.trial for p in result.front} == {0, *(t.number for t in result.trials)}
     assert all(p.loss is None for p in result.front)
-    assert "Size against loss" in render(report_data(result.facts()))
+    # A table of dashes would repeat the trials.
+    assert "Size against loss" not in render(report_data(result.facts()))
 
 
 def test_modes_that_were_asked_in_two_ways_stand_on_one_front(tmp_path: Path) -> None:
