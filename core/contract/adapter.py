@@ -22,9 +22,7 @@ from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors
 
 # Where plugins have always found it.
-from octavo.core.values.calls import (
-    Batch as Batch,
-)
+from octavo.core.values.calls import Batch as Batch
 from octavo.core.values.capability import Capability
 from octavo.core.values.graph import HeldWeight, ModelView
 from octavo.core.values.ledger import Applied as Applied  # likewise
@@ -54,6 +52,14 @@ class Session(ABC):
     @abstractmethod
     def capability(self) -> Capability:
         """Return what can be executed on this session's device, established and not assumed."""
+
+    def outcome(self, recipe: Recipe) -> Mapping[str, str]:
+        """Return op -> why it runs in float though a recipe quantizes it: its neighbours' schemes.
+
+        Optional. Cheap, and the same for the same recipe: the search asks before it spends a trial,
+        and tries the recipe without these ops. Of one op alone, ``Offer.when`` tells.
+        """
+        return {}
 
     @abstractmethod
     def observe(
@@ -155,20 +161,13 @@ class Session(ABC):
     def further(self, batches: Sequence[Batch]) -> Session:
         """Return a session of the same model that has looked at these batches too.
 
-        Args:
-            batches: Some that differ from the example in shapes or plain values: they may take
-                other branches of the model.
-
-        Returns:
-            This session itself where they change nothing.
+        They differ from the example in shapes or plain values, and may take other branches of the
+        model. Where they change nothing, it is this session itself.
         """
         return self
 
     def facts(self) -> tuple[str, ...]:
-        """Return what else ``octavo inspect`` should show of this model, one line each.
-
-        A memory plan, a device.
-        """
+        """Return further lines of ``octavo inspect``: a memory plan, a device."""
         return ()
 
     # Optional primitives: declared in ``Capability.features``.
