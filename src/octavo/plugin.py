@@ -16,6 +16,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from octavo.core.authoring.compiled import CompiledCallable, CompiledCandidate
+from octavo.core.authoring.established import established
+from octavo.core.authoring.feeding import feed
+from octavo.core.authoring.one_op import one_op_parameters
+from octavo.core.authoring.recipes import (
+    RECIPE_FILE,
+    ledger_from_json,
+    ledger_to_json,
+    read_recipe,
+    write_recipe,
+)
 from octavo.core.contract.adapter import (
     Adapter,
     Candidate,
@@ -161,6 +172,17 @@ __all__ = [
     "tied_groups",
     "typical",
     "unclaimed_of",
+    # What every backend would write again.
+    "CompiledCallable",
+    "CompiledCandidate",
+    "RECIPE_FILE",
+    "established",
+    "feed",
+    "ledger_from_json",
+    "ledger_to_json",
+    "one_op_parameters",
+    "read_recipe",
+    "write_recipe",
     # What a backend may learn from data.
     "Distillation",
     "LowRank",

@@ -1,0 +1,216 @@
+"""What a backend really executes: each scheme tried on a model of one op, through the backend
+itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from octavo.core.contract.adapter import Session
+from octavo.core.contract.candidate import Candidate
+from octavo.core.errors import AdapterFault, said
+from octavo.core.system.log import fault, get_logger
+from octavo.core.values.calls import Batch
+from octavo.core.values.capability import Offer
+from octavo.core.values.graph import Op
+from octavo.core.values.ledger import Applied
+from octavo.core.values.recipe import Recipe
+
+from .one_op import one_op_parameters
+
+logger = get_logger("authoring")
+
+ProbeFn = Callable[[str], tuple[Session, Batch] | None]
+"""Op type -> a model with one op of that type and a batch for it; None where there is none."""
+
+WitnessFn = Callable[[Candidate, str], str]
+"""Takes a candidate and an op's name; returns an empty string if the runtime's own execution graph
+or profile shows the low-precision kernel, else why not."""
+
+_LARGEST_ERROR = {16: 0.02, 8: 0.1, 4: 0.3, 2: 1.0}
+"""Bits of the narrowest tensor -> how far an answer may be from float's, as a share of its norm.
+
+Two to three times what rounding to nearest costs on normal numbers: a kernel that reads a scale or
+a zero point wrongly is off by more.
+"""
+
+_ANSWERS: dict[Hashable, tuple[Offer, ...]] = {}
+"""What was found in this process, by all that was asked."""
+
+
+def established(
+    offers: Mapping[str, Sequence[Offer]],
+    probe: ProbeFn,
+    witness: WitnessFn,
+) -> dict[str, tuple[Offer, ...]]:
+    """Return what of these offers is true on this machine, each tried once in this process.
+
+    For each scheme a model of one op is described and quantized by the backend's own ``describe``
+    and ``apply``, and run. A scheme is left out if that fails, if the ledger says that something
+    else was carried out, if the answer is far from float's, or is float's to the last bit. It is
+    ``kernel`` if the ledger says so and the witness agrees, else ``simulated``. The logger
+    ``octavo.authoring`` is told why.
+
+    Args:
+        offers: Op type -> what may be possible, best first, each with the realization that is
+            claimed for it.
+        probe: Gives the model of one op. An op type for which it has none is left out.
+        witness: Tells what the runtime shows.
+
+    Returns:
+        Op type -> the offers that hold, in their order; types without any are left out.
+    """
+    found: dict[str, tuple[Offer, ...]] = {}
+    for kind, of_kind in offers.items():
+        if not of_kind:
+            continue
+        key = (kind, tuple(of_kind), _identity(probe), _identity(witness))
+        if key not in _ANSWERS:
+            _ANSWERS[key] = _established(kind, of_kind, probe, witness)
+        if _ANSWERS[key]:
+            found[kind] = _ANSWERS[key]
+    return found
+
+
+def _identity(function: Callable[..., Any]) -> Hashable:
+    """Return what tells functions apart: partials of one function with equal arguments are one."""
+    if isinstance(function, partial):
+        named = tuple(sorted(function.keywords.items()))
+        return (_identity(function.func), function.args, named)
+    return function
+
+
+def _established(
+    kind: str, offers: Sequence[Offer], probe: ProbeFn, witness: WitnessFn
+) -> tuple[Offer, ...]:
+    tried = _Tried.of(kind, probe)
+    if tried is None:
+        return ()
+    kept: list[Offer] = []
+    for offer in offers:
+        why_not, why_no_kernel = tried.ask(offer, witness)
+        if why_not:
+            logger.debug("%s: [%s] is not offered: %s", kind, offer.scheme, why_not)
+            continue
+        if why_no_kernel:
+            logger.debug("%s: [%s] is simulated: %s", kind, offer.scheme, why_no_kernel)
+            offer = replace(offer, realization="simulated")
+        kept.append(offer)
+    return tuple(kept)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A model of one op, with what it answers in float."""
+
+    session: Session
+    op: Op
+    batch: Batch
+    expected: Sequence[np.ndarray]
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, kind: str, probe: ProbeFn) -> _Tried | None:
+        """Build it; None where there is none, or none that can be used."""
+        given = probe(kind)
+        if given is None:
+            logger.debug("%s: nothing is offered: there is no model to try it on", kind)
+            return None
+        session, batch = given
+        ops = [o for o in session.describe().ops if o.type == kind]
+        if not ops:
+            what = f"the model that tries {kind!r} has no op of that type, so nothing is offered"
+            fault(AdapterFault(what), "authoring")
+            return None
+        op = ops[0]
+        expected = session.reference().run(batch)
+        low, high = _extremes(session, op, batch)
+        return cls(session, op, batch, expected, low, high)
+
+    def ask(self, offer: Offer, witness: WitnessFn) -> tuple[str, str]:
+        """Carry an offer out.
+
+        Returns:
+            Why it is not offered, and why it is no kernel; each empty where it is.
+        """
+        refusal = self.op.out_of_reach or offer.refusal_of(self.op)
+        if refusal:
+            return f"the op that tries it is refused: {refusal}", ""
+        try:
+            candidate = self._applied(offer)
+            line = candidate.ledger.get(self.op.name)
+            outputs = candidate.run(self.batch)
+        # Whatever a runtime raises for what it cannot do; a fault of the backend's looks alike.
+        except Exception as error:
+            return said(error), ""
+        why_not = _not_carried_out(line) or self._wrong(offer, outputs)
+        if why_not or line is None:
+            return why_not, ""
+        if offer.realization != "kernel" or line.realization != "kernel":
+            return "", line.reason or "the backend says so"
+        return "", witness(candidate, self.op.name)
+
+    def _applied(self, offer: Offer) -> Candidate:
+        is_narrowed = offer.narrowed is not None and bool(offer.narrowed())
+        parameters = one_op_parameters(
+            self.op,
+            offer.scheme,
+            self.session.tensor,
+            self.low,
+            self.high,
+            reduced=is_narrowed,
+        )
+        recipe = Recipe({self.op.name: offer.scheme})
+        return self.session.apply(recipe, {self.op.name: parameters})
+
+    def _wrong(self, offer: Offer, outputs: Sequence[np.ndarray]) -> str:
+        """Return what is wrong with an answer; empty where nothing is."""
+        difference = 0.0
+        size = 0.0
+        for got, wanted in zip(outputs, self.expected, strict=True):
+            if got.shape != wanted.shape:
+                return f"its output has shape {got.shape}, float's {wanted.shape}"
+            exact = np.asarray(wanted, np.float64)
+            difference += float(np.sum((np.asarray(got, np.float64) - exact) ** 2))
+            size += float(np.sum(exact**2))
+        if difference == 0.0:
+            return "its answer is float's to the last bit: nothing is quantized"
+        error = (difference / size) ** 0.5
+        largest = _LARGEST_ERROR[_bits(offer)]
+        if not error <= largest:  # also where it is not a number
+            return f"its answer is {error:.2g} of float's norm away, over {largest}"
+        return ""
+
+
+def _not_carried_out(line: Applied | None) -> str:
+    if line is None:
+        return "the ledger has no line for it"
+    if not line.honoured:
+        return f"the ledger says that [{line.applied}] was carried out: {line.reason}"
+    return ""
+
+
+def _bits(offer: Offer) -> int:
+    """Return the bits of the narrowest tensor, as :data:`_LARGEST_ERROR` has them."""
+    scheme = offer.scheme
+    specs = (scheme.weight, scheme.input, scheme.output)
+    bits = min((spec.bits for spec in specs if spec is not None), default=16)
+    return max((known for known in _LARGEST_ERROR if known <= bits), default=2)
+
+
+def _extremes(session: Session, op: Op, batch: Batch) -> tuple[float, float]:
+    """Return the smallest and the largest number that an op reads or writes, 0 between them."""
+    ends = [0.0]
+
+    def note(name: str, array: Any) -> None:
+        numbers = np.asarray(array)
+        if numbers.dtype.kind == "f" and numbers.size:
+            ends.extend((float(numbers.min()), float(numbers.max())))
+
+    session.observe([batch], [*op.inputs, *op.outputs], note)
+    return min(ends), max(ends)
