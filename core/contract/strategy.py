@@ -112,6 +112,9 @@ class Problem:
             candidates.
         float_size: Bytes of the float model's saved files, which ``budgets.size`` is a share of; 0
             where that is not measured.
+        settled: Returns what the backend carries out of a recipe: the same, without the units that
+            their neighbours' schemes leave in float. Whatever is asked for is tried in this form,
+            and what it shares with another recipe is answered by that one's trial.
     """
 
     space: TuningSpace
@@ -124,6 +127,7 @@ class Problem:
     worth: Callable[[], float | None] = lambda: None
     earlier: tuple[Trial, ...] = ()
     float_size: float = 0.0
+    settled: Callable[[Recipe], Recipe] = lambda recipe: recipe
 
 
 @dataclass(frozen=True)

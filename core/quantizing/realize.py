@@ -37,7 +37,7 @@ from .accounting import (
     without_repair,
 )
 from .activation_ranges import ActivationRanges, Wish, wishes_of_readers
-from .float_reasons import why_float
+from .float_reasons import why_float, why_neighbours_refuse
 from .gram_pages import GRAM_BYTES
 from .non_finite import non_finite_ops, refuse
 from .observing import Observation
@@ -185,7 +185,7 @@ class Realizer:
 
     def _carried_out(self, recipe: Recipe, *, draft: bool = False) -> Candidate:
         kept = self._kept_float(recipe)
-        carried = _without(recipe, kept)
+        carried = recipe.without(kept)
         parameters = self.parameters(carried)
         session = self.session(recipe.transforms)
         if draft:
@@ -208,7 +208,8 @@ class Realizer:
         not_finite = {
             n: why for n, why in self.check_weights().items() if not recipe[n].is_float
         }
-        return {**not_finite, **self._unreached(recipe)}
+        kept = {**not_finite, **self._unreached(recipe)}
+        return {**kept, **why_neighbours_refuse(self.opened, recipe.without(kept))}
 
     def _unreached(self, recipe: Recipe) -> Remarks:
         seen = self.statistics
@@ -309,10 +310,3 @@ class Realizer:
         return OpParameters(
             scheme, weights.first, inputs, outputs, weights.bias, weights.further
         )
-
-
-def _without(recipe: Recipe, kept: Mapping[str, str]) -> Recipe:
-    if not kept:
-        return recipe
-    schemes = {name: s for name, s in recipe.schemes.items() if name not in kept}
-    return Recipe(schemes, recipe.transforms, recipe.backend, recipe.recovery)

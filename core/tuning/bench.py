@@ -19,6 +19,7 @@ from octavo.core.sensitivity.service import SensitivityService
 from octavo.core.storage.history import History
 from octavo.core.system.clock import Clock
 from octavo.core.values.budgets import float_keeps
+from octavo.core.values.recipe import Recipe
 from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Measurement, Trial
 
@@ -49,6 +50,7 @@ class Backend:
         realizer: Quantizes.
         data: Calibration batches in its form.
         left_out: What of the space is not searched, and why.
+        settle: Returns what is carried out of a recipe (:mod:`.settling`).
     """
 
     opened: Opened
@@ -57,6 +59,7 @@ class Backend:
     realizer: Realizer
     data: CalibrationData
     left_out: tuple[str, ...] = ()
+    settle: Callable[[Recipe], Recipe] = lambda recipe: recipe
 
 
 @dataclass

@@ -21,6 +21,7 @@ from octavo.core.values.space import TuningSpace
 
 from .asked import Asked
 from .bench import Backend
+from .settling import Settling
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,12 @@ def build_backends(
         if is_fast_first(asked.objectives):
             searched, left_out = worth_trying(opened, space, settings.rules)
         found[name] = Backend(
-            opened, space, searched, realizer, ground.data[name], left_out
+            opened,
+            space,
+            searched,
+            realizer,
+            ground.data[name],
+            left_out,
+            Settling(opened, space, asked.remarks.tell),
         )
     return found

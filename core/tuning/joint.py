@@ -23,6 +23,7 @@ from octavo.core.values.trial import Trial
 
 from .bench import Bench
 from .sensitivities import earlier_trials, worth_of_probes
+from .settling import Settled
 
 
 class JointStrategy:
@@ -119,7 +120,7 @@ def build_strategy(
     scores: SharedScores = {}
     built: dict[str, Strategy] = {}
     for name, service in services.items():
-        space = bench.backends[name].searched
+        space, settle = bench.backends[name].searched, bench.backends[name].settle
         is_one_of_many = len(services) > 1
         problem = Problem(
             space,
@@ -132,8 +133,9 @@ def build_strategy(
             partial(worth_of_probes, bench, service),
             earlier_trials(bench, service),
             _float_size(bench),
+            settle,
         )
-        built[name] = part.build(strategy, problem)
+        built[name] = Settled(part.build(strategy, problem), settle, bench.baseline)
     joined = JointStrategy(built)
     bench.narrowed, bench.front = joined.narrowed, joined.front
     return joined

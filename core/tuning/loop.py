@@ -78,11 +78,7 @@ class Loop:
     """
 
     def __init__(
-        self,
-        bench: Bench,
-        strategy: Asks,
-        limits: Limits,
-        recovers: LadderPlan,
+        self, bench: Bench, strategy: Asks, limits: Limits, recovers: LadderPlan
     ) -> None:
         self._bench = bench
         self._limits = limits
@@ -177,7 +173,7 @@ class Loop:
         self.begin()
 
     def evaluate(self, recipe: Recipe) -> Trial:
-        """Return the trial of a recipe: the history's, or one that is run now and recorded.
+        """Return the trial of what is carried out of a recipe: the history's, or one run now.
 
         Raises:
             ConfigError: If the recipe is of a backend that the run does not search.
@@ -188,6 +184,7 @@ class Loop:
             raise ConfigError(
                 f"recipe of backend {recipe.backend!r}; this run has: {names}"
             )
+        recipe = self._bench.backends[recipe.backend].settle(recipe)
         known = self._known.get(recipe.digest)
         if known is not None:
             return known

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -104,6 +104,13 @@ class Recipe:
         """
         recovery = (*self.recovery, *steps)
         return Recipe(self.schemes, self.transforms, self.backend, recovery)
+
+    def without(self, ops: Container[str]) -> Recipe:
+        """Return the same recipe with some ops in float."""
+        left = {name: s for name, s in self.schemes.items() if name not in ops}
+        if len(left) == len(self.schemes):
+            return self
+        return Recipe(left, self.transforms, self.backend, self.recovery)
 
     @cached_property
     def unrecovered(self) -> Recipe:
