@@ -108,13 +108,19 @@ class Settled(Strategy):
 
     def ask(self) -> Recipe | Wait | None:
         """Return the next recipe that is carried out as it stands."""
-        for _ in range(MOST):
-            found = self._strategy.ask()
-            if not isinstance(found, Recipe):
-                return found
+        answered = 0
+        found = self._strategy.ask()
+        while isinstance(found, Recipe):
             real = self._settle(found)
-            if real == found or not self._is_answered(found, real):
-                break
+            is_new = real == found or not self._is_answered(found, real)
+            if is_new or answered == MOST:
+                return self._noted(found, real)
+            answered += 1
+            found = self._strategy.ask()
+        return found
+
+    def _noted(self, found: Recipe, real: Recipe) -> Recipe:
+        """Return what is tried, and remember the name by which it was asked for."""
         self._first_name.setdefault(real, found)
         names = self._pending.setdefault(real, [])
         if found not in names:
