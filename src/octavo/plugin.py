@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.core.authoring.compiled import CompiledCallable, CompiledCandidate
 from octavo.core.authoring.established import established
 from octavo.core.authoring.feeding import feed
+from octavo.core.authoring.integer_bias import integer_bias
 from octavo.core.authoring.one_op import one_op_parameters
 from octavo.core.authoring.recipes import (
     RECIPE_FILE,
@@ -178,6 +179,7 @@ __all__ = [
     "RECIPE_FILE",
     "established",
     "feed",
+    "integer_bias",
     "ledger_from_json",
     "ledger_to_json",
     "one_op_parameters",

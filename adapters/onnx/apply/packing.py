@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import DataType
 
+from octavo.core.authoring.integer_bias import integer_bias
 from octavo.core.errors import SchemeError
-from octavo.core.numerics.affine import QuantParams
 from octavo.core.numerics.scales import held_by_float16
 from octavo.core.numerics.tensor import QuantizedTensor
 
@@ -162,55 +162,13 @@ def weight_tensors(
     return found
 
 
-_BIAS_LIMIT = 2.0**30
-"""Half of int32's range, so that the sums of products that a bias is added to have room."""
-
-
 def bias_tensors(
     bias: np.ndarray, weight: QuantizedTensor, x_scale: float
 ) -> tuple[ir.TensorProtocol, ir.TensorProtocol, QuantizedTensor]:
     """Return (int32 bias, its scale, the weight to use with it).
 
-    The bias' scale must be the activation's times the weight's. Where a channel's weights are so
-    small that its bias would not fit int32 at that scale, that channel's weight scale is enlarged
-    and its codes are rounded again.
+    See :func:`~octavo.core.authoring.integer_bias.integer_bias`.
     """
-    exact = bias.astype(np.float64)
-    weight = _with_room(weight, exact, x_scale)
-    w_scale = np.asarray(weight.params.scale, np.float64)
-    scale = (w_scale * x_scale).astype(np.float32)
-    # Divided by the scale as it is stored, in float32, not by the one that it was rounded from.
-    codes = np.rint(exact / scale.astype(np.float64))
+    codes, scale, weight = integer_bias(bias, weight, x_scale)
     held = tensor(codes, DataType.INT32, "bias")
     return held, tensor(scale, DataType.FLOAT, "bias_scale"), weight
-
-
-def _with_room(
-    weight: QuantizedTensor, bias: np.ndarray, x_scale: float
-) -> QuantizedTensor:
-    """Return a weight whose scales are large enough for a bias."""
-    scale = np.asarray(weight.params.scale, np.float64)
-    needed = np.abs(bias) / (_BIAS_LIMIT * x_scale)
-    if scale.ndim == 0:
-        needed = needed.max(initial=0.0)
-    if not np.any(needed > scale):
-        return weight
-    enlarged = np.maximum(scale, needed).astype(np.float32)
-    key = ("enlarged", x_scale, bias.tobytes())
-    found: QuantizedTensor = cached(weight, key, lambda: _enlarge(weight, enlarged))
-    return found
-
-
-def _enlarge(weight: QuantizedTensor, scale: np.ndarray) -> QuantizedTensor:
-    """Return a weight's codes at other scales, which are no smaller."""
-    old = weight.params
-    codes = np.asarray(weight.codes)
-    shape = [1] * codes.ndim
-    if old.axis is not None:
-        shape[old.axis] = -1
-    ratio = np.asarray(old.scale, np.float64) / scale
-    zero = np.asarray(old.zero_point).reshape(shape)
-    steps = codes.astype(np.float64) - zero
-    rounded = np.rint(steps * ratio.reshape(shape)) + zero
-    params = QuantParams(scale, old.zero_point, old.spec, old.axis)
-    return QuantizedTensor(rounded.astype(codes.dtype), params, weight.extra)

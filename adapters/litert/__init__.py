@@ -1,0 +1,40 @@
+"""LiteRT models (.tflite). This module is the card: it imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field
+
+from octavo.plugin import AdapterPart, PartConfig, hookimpl
+
+
+class LitertConfig(PartConfig):
+    """How .tflite models are run and written.
+
+    Attributes:
+        threads: Threads of one call; None leaves the choice to LiteRT, which takes one.
+        delegate: Let XNNPACK compute what it can, as plain LiteRT does; without it the built-in
+            kernels compute all.
+    """
+
+    kind: Literal["litert"] = "litert"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    delegate: bool = True
+
+
+@hookimpl
+def octavo_adapters() -> Iterable[AdapterPart[Any]]:
+    """Offer the LiteRT backend."""
+    return (
+        AdapterPart(
+            "litert",
+            "octavo.adapters.litert.adapter:LitertAdapter",
+            LitertConfig,
+            "LiteRT (TensorFlow Lite) models on XNNPACK's and the built-in integer kernels",
+            hint="pip install 'octavo[litert]'",
+            models=("ai_edge_litert.schema_py_generated.ModelT",),
+            suffixes=(".tflite",),
+        ),
+    )

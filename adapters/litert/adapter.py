@@ -1,0 +1,95 @@
+"""The LiteRT backend: opens .tflite models and loads candidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from octavo.plugin import (
+    Adapter,
+    Batch,
+    Capability,
+    ModelError,
+    NonFiniteWeight,
+    PartConfig,
+    raised_as,
+    read_recipe,
+)
+
+from . import LitertConfig
+from .candidate import MODEL, LitertCandidate
+from .describe import input_infos
+from .graph import Graph
+from .offers import capability
+from .samples import sample
+from .session import LitertSession, probing
+
+
+class LitertAdapter(Adapter):
+    """Opens float .tflite models."""
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__(config)
+        self._settings = config if isinstance(config, LitertConfig) else LitertConfig()
+
+    def open(self, source: Any, example: Batch | None = None) -> LitertSession:
+        """Open a path, or a model as LiteRT's schema classes hold it.
+
+        Raises:
+            ModelError: If it is no .tflite model, is quantized already, or cannot be run.
+            NonFiniteWeight: If a weight holds NaN or Inf.
+        """
+        session = LitertSession(Graph.from_source(source), self._settings)
+        refuse_quantized(session.graph)
+        _refuse_non_finite(session)
+        # LiteRT says here, and not in the first trial, if it lacks an operator.
+        session.check()
+        return session
+
+    def capability(self) -> Capability:
+        """Return what LiteRT's kernels carry out, established on models of one op."""
+        return capability(self._settings, probing)
+
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        """Return a model of one op, of the size that models have, and a batch for it."""
+        return sample(kind, large=True)
+
+    def load(self, folder: Path, model: Any = None) -> LitertCandidate:
+        """Read what a candidate saved: its folder, or the model file in it.
+
+        Raises:
+            ModelError: If there is no such file, or it is damaged.
+        """
+        folder = Path(folder)
+        path = folder if folder.is_file() else folder / MODEL
+        recipe, ledger = read_recipe(folder)
+        with raised_as(ModelError, f"{path} cannot be read"):
+            data = path.read_bytes()
+        inputs = input_infos(Graph.from_bytes(data))
+        return LitertCandidate(data, recipe, ledger, inputs, self._settings)
+
+
+def _refuse_non_finite(session: LitertSession) -> None:
+    for op in session.describe().ops:
+        for weight in op.weights:
+            if not np.isfinite(session.tensor(weight.name)).all():
+                raise NonFiniteWeight(
+                    f"tensor {weight.name!r} of op {op.name!r} holds NaN or Inf; repair the model"
+                )
+
+
+def refuse_quantized(graph: Graph) -> None:
+    """Refuse a model that holds codes: what it was before they were rounded is not in it.
+
+    Raises:
+        ModelError: Naming the first tensor.
+    """
+    for index, tensor in enumerate(graph.tensors):
+        held = tensor.quantization
+        if held is not None and held.scale is not None and len(held.scale):
+            raise ModelError(
+                f"the model is quantized already: tensor {graph.name(index)!r} holds "
+                f"{graph.dtype(index)} codes; give the float model that it was made from"
+            )

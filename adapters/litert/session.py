@@ -1,0 +1,140 @@
+"""One opened .tflite model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from octavo.plugin import (
+    FLOAT,
+    Applied,
+    Batch,
+    Capability,
+    HeldWeight,
+    ModelError,
+    ModelView,
+    OpParameters,
+    Recipe,
+    SchemeError,
+    Session,
+    Sink,
+    feed,
+    nearest,
+)
+
+from . import LitertConfig
+from .apply import Emission
+from .candidate import LitertCandidate, Running
+from .describe import Described
+from .graph import Graph
+from .offers import capability, reason_of, untried
+
+
+class LitertSession(Session):
+    """A float model.
+
+    Args:
+        graph: The model; never changed.
+        config: The card's settings.
+        offered: What it carries out; None establishes that when it is asked.
+    """
+
+    def __init__(
+        self, graph: Graph, config: LitertConfig, offered: Capability | None = None
+    ) -> None:
+        self.graph = graph
+        self.config = config
+        self.described = Described(graph)
+        self._offered = offered
+
+    def describe(self) -> ModelView:
+        """Return the operators that write float values, as ops."""
+        return self.described.view
+
+    def census(self) -> Sequence[HeldWeight]:
+        """Return the floating constants of two or more dimensions that operators read."""
+        return self.described.census
+
+    def capability(self) -> Capability:
+        """Return what LiteRT's kernels carry out, established on models of one op."""
+        if self._offered is None:
+            types = {site.op.type for site in self.described.sites.values()}
+            self._offered = capability(self.config, probing, types)
+        return self._offered
+
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
+        """Run the float model; the wanted values are its outputs."""
+        places = {name: self.described.places[name] for name in values}
+        tensors = list(dict.fromkeys(index for index, _ in places.values()))
+        inputs = self.describe().inputs
+        computed = [index for index in tensors if index not in self.graph.inputs]
+        wanted = computed or self.graph.outputs
+        model = Running(Emission(self.described, {}).model(wanted), self.config)
+        count = 0
+        for batch in batches:
+            fed = list(feed(batch, inputs).values())
+            found = dict(zip(self.graph.inputs, fed, strict=True))
+            found.update(zip(wanted, model(fed), strict=True))
+            for name, (index, lay_out) in places.items():
+                sink(name, lay_out(found[index]))
+            count += 1
+        return count
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return a weight in the core's layout, or a bias."""
+        found = self.described.tensors
+        if name not in found:
+            raise ModelError(f"the model has no weight {name!r}{nearest(name, found)}")
+        return found[name]
+
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> LitertCandidate:
+        """Write the model anew, each op in its precision."""
+        offered = self.capability()
+        view = self.describe()
+        for name, given in parameters.items():
+            if name not in view.by_name:
+                known = nearest(name, view.by_name)
+                raise ModelError(f"the model has no op {name!r}{known}")
+            offered.realization(view.by_name[name], given.scheme)
+        emission = Emission(self.described, parameters)
+        model = emission.model()
+        ledger: dict[str, Applied] = {}
+        for op in view.ops:
+            scheme = recipe[op.name]
+            if op.name in emission.carried:
+                ledger[op.name] = Applied(FLOAT, FLOAT, "codes")
+            elif scheme.is_float:
+                ledger[op.name] = Applied(FLOAT, FLOAT, reason=op.out_of_reach)
+            elif op.name not in parameters:
+                raise SchemeError(
+                    f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it"
+                )
+            else:
+                realization = offered.realization(op, scheme)
+                reason = reason_of(scheme)
+                ledger[op.name] = parameters[op.name].line(realization, reason)
+        return LitertCandidate(model, recipe, ledger, view.inputs, self.config)
+
+    def reference(self) -> LitertCandidate:
+        """Return the model as it was given."""
+        return self.apply(Recipe({}, backend="litert"), {})
+
+    def check(self) -> None:
+        """Refuse a model that LiteRT cannot run."""
+        _ = self.reference().compiled
+
+    def fingerprint(self) -> str:
+        """Digest of the model as it is written without a recipe."""
+        return hashlib.sha256(Emission(self.described, {}).model()).hexdigest()[:16]
+
+
+def probing(model: Any, config: LitertConfig) -> LitertSession:
+    """Return a session that carries out whatever it is asked to: what is offered is found by it."""
+    return LitertSession(Graph(model), config, untried())
