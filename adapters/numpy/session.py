@@ -107,7 +107,7 @@ class NumpySession(Session):
         """What groups name of batch norms that are folded, by its name."""
         return norm_tensors(self.graph, self.describe().groups)
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> NumpyCandidate:
         """Replace the named ops by integer ones."""
@@ -155,7 +155,7 @@ class NumpySession(Session):
 
     def reference(self) -> NumpyCandidate:
         """Return the float graph, batch norms folded and activations fused."""
-        return self.apply(Recipe({}, backend="numpy"), {})
+        return self.carry_out(Recipe({}, backend="numpy"), {})
 
     def fingerprint(self) -> str:
         """Digest of the optimised graph."""

@@ -117,11 +117,11 @@ class OnnxSession(Session):
             found.update(stream.norm_tensors())
         return found
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> OnnxCandidate:
         """Carry a recipe out and read in the optimized graph what became of each op."""
-        candidate = self.draft(recipe, parameters)
+        candidate = self._written(recipe, parameters)
         # Reading the lines compiles the model now.
         return candidate.with_ledger(dict(candidate.ledger))
 
@@ -132,7 +132,12 @@ class OnnxSession(Session):
 
         ONNX Runtime is given the model when it is run or its ledger is read.
         """
-        self._check_parameters(parameters)
+        self.refuse_unoffered(parameters)
+        return self._written(recipe, parameters)
+
+    def _written(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> OnnxCandidate:
         quantized: dict[str, OpParameters] = {}
         static: list[str] = []
         for name, given in parameters.items():
@@ -153,15 +158,6 @@ class OnnxSession(Session):
     @cached_property
     def _owners(self) -> Owners:
         return owners_in(self._sites)
-
-    def _check_parameters(self, parameters: Mapping[str, OpParameters]) -> None:
-        """Refuse parameters for an op that is not there, or of a scheme that is not offered."""
-        offered = self.capability()
-        sites = self._sites.sites
-        for name, given in parameters.items():
-            if name not in sites:
-                raise ModelError(f"the model has no op {name!r}{nearest(name, sites)}")
-            offered.realization(sites[name].op, given.scheme)
 
     def census(self) -> Sequence[HeldWeight]:
         """Return the floating constants that the prepared model's outputs depend on.

@@ -126,7 +126,8 @@ class TorchAdapter(Adapter):
             capture_again(root, saved.facts, saved.factors), device, None
         )
         if saved.recipe.schemes:
-            candidate = session.apply(saved.recipe, saved.parameters)
+            session.refuse_unoffered(saved.parameters)
+            candidate = session.carry_out(saved.recipe, saved.parameters)
         else:
             candidate = session.reference()
         return candidate.with_ledger(candidate.ledger, saved.recipe)

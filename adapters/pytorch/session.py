@@ -170,7 +170,7 @@ class TorchSession(Session):
         whole = self.capture.on(self._settled(self.capture.root), self.capture.factors)
         return whole.lent_by(None)
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> TorchCandidate:
         """Carry a recipe out."""
@@ -197,12 +197,7 @@ class TorchSession(Session):
 
     def _line(self, name: str, decided: OpParameters) -> Applied:
         """Return what the ledger says of one op."""
-        known = self.describe().by_name
-        if name not in known:
-            raise SchemeError(
-                f"this model has no op called {name!r}{nearest(name, known)}"
-            )
-        op = known[name]
+        op = self.describe().by_name[name]
         realization = self.capability().realization(op, decided.scheme)
         axis = op.weight.channel_axis if op.weight else 0
         return decided.line(realization, why_in_float(decided, axis))

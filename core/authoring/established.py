@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from octavo.core.contract.adapter import Session
-from octavo.core.contract.candidate import Candidate
+from octavo.core.contract.candidate import Candidate, OpParameters
 from octavo.core.errors import AdapterFault, said
 from octavo.core.system.log import fault, get_logger
 from octavo.core.values.calls import Batch
@@ -50,10 +50,10 @@ def established(
     """Return what of these offers is true on this machine, each tried once in this process.
 
     For each scheme a model of one op is described and quantized by the backend's own ``describe``
-    and ``apply``, and run. A scheme is left out if that fails, if the ledger says that something
-    else was carried out, if the answer is far from float's, or is float's to the last bit. It is
-    ``kernel`` if the ledger says so and the witness agrees, else ``simulated``. The logger
-    ``octavo.authoring`` is told why.
+    and ``carry_out``, and run. A scheme is left out if that fails, if the ledger says that
+    something else was carried out, if the answer is far from float's, or is float's to the last
+    bit. It is ``kernel`` if the ledger says so and the witness agrees, else ``simulated``. The
+    logger ``octavo.authoring`` is told why.
 
     Args:
         offers: Op type -> what may be possible, best first, each with the realization that is
@@ -166,7 +166,7 @@ class _Tried:
             reduced=is_narrowed,
         )
         recipe = Recipe({self.op.name: offer.scheme})
-        return self.session.apply(recipe, {self.op.name: parameters})
+        return carried_out(self.session, recipe, {self.op.name: parameters})
 
     def _wrong(self, offer: Offer, outputs: Sequence[np.ndarray]) -> str:
         """Return what is wrong with an answer; empty where nothing is."""
@@ -185,6 +185,16 @@ class _Tried:
         if not error <= largest:  # also where it is not a number
             return f"its answer is {error:.2g} of float's norm away, over {largest}"
         return ""
+
+
+def carried_out(
+    session: Session, recipe: Recipe, parameters: Mapping[str, OpParameters]
+) -> Candidate:
+    """Return what ``session.apply`` would, without asking what is offered: that is being found."""
+    if type(session).carry_out is Session.carry_out:
+        # A backend that was written before there was carry_out.
+        return session.apply(recipe, parameters)
+    return session.carry_out(recipe, parameters)
 
 
 def _not_carried_out(line: Applied | None) -> str:

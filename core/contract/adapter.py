@@ -1,10 +1,9 @@
-"""A backend, as the core sees it: about eight primitives.
+"""A backend, as the core sees it: twelve methods.
 
 An :class:`Adapter` opens sources; a :class:`Session` is one opened model; a :class:`Candidate` is
-that model with a recipe carried out. Everything else (calibrators, algorithms, strategies,
-measurement, storage) is written once, over these, in the core. A third party subclasses the three
-and registers a card; ``octavo.core.testing.conformance`` tells whether the promises in the
-docstrings are kept.
+that model with a recipe carried out. Everything else is written once, over these, in the core. A
+third party subclasses the three and registers a card; ``octavo.core.testing.conformance`` tells
+whether the promises in the docstrings are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.errors import SchemeError
+from octavo.core.errors import PluginError, SchemeError
 from octavo.core.numerics.affine import Array
 from octavo.core.numerics.channels import Factors
 
@@ -30,6 +29,7 @@ from octavo.core.values.recipe import Recipe
 
 from .candidate import Candidate as Candidate
 from .candidate import OpParameters as OpParameters
+from .candidate import answered
 from .output_metric import OutputMetric
 from .parts import PartConfig
 from .revision import Revision
@@ -101,31 +101,37 @@ class Session(ABC):
         Not to be changed.
         """
 
-    @abstractmethod
     def apply(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> Candidate:
-        """Carry a recipe out; ops without parameters stay float.
+        """:meth:`refuse_unoffered`, and :meth:`carry_out`."""
+        self.refuse_unoffered(parameters)
+        return answered(self.carry_out(recipe, parameters), parameters)
 
-        It costs what the quantized ops cost, never a copy of the model; what is packed from one
-        :class:`~octavo.core.numerics.tensor.QuantizedTensor` object is reused while that object
-        lives.
+    def refuse_unoffered(self, parameters: Mapping[str, OpParameters]) -> None:
+        """Raise SchemeError for what :meth:`capability` does not offer."""
+        schemes = {name: given.scheme for name, given in parameters.items()}
+        self.capability().refuse_others(self.describe(), schemes)
+
+    def carry_out(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> Candidate:
+        """Return the model with a recipe carried out; ops without parameters stay float.
+
+        :meth:`apply` calls it for what is offered. It costs what the quantized ops cost, never a
+        copy of the model, unless the runtime compiles whole graphs; what is packed from one
+        :class:`~octavo.core.numerics.tensor.QuantizedTensor` object is reused while that lives.
 
         Args:
-            recipe: What to quantize, kept in the candidate.
+            recipe: Kept in the candidate.
             parameters: Op name -> all that the core decided for it.
-
-        Raises:
-            SchemeError: If a scheme is outside the capability.
         """
+        raise PluginError(f"{type(self).__name__} must define carry_out")
 
     def draft(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> Candidate:
-        """Return what :meth:`apply` returns, for a :meth:`runner` alone.
-
-        What only other uses need (saving, a native model) may wait until they come.
-        """
+        """Return what :meth:`apply` returns, for a :meth:`runner` alone: saving may wait."""
         return self.apply(recipe, parameters)
 
     @abstractmethod
@@ -192,10 +198,8 @@ class Session(ABC):
             SchemeError: If a group is unknown, or cannot take its map
                 (:func:`~octavo.core.numerics.channels.channel_maps` checks).
         """
-        raise SchemeError(
-            f"{type(self).__name__} does not offer rescale; leave transforms out of the "
-            "configuration"
-        )
+        what = f"{type(self).__name__} does not offer rescale"
+        raise SchemeError(f"{what}; leave transforms out of the configuration")
 
     def gradients(
         self,
@@ -231,9 +235,8 @@ class Session(ABC):
         Raises:
             SchemeError: If the backend does not offer it.
         """
-        raise SchemeError(
-            f"{type(self).__name__} does not offer gradients; choose another sensitivity"
-        )
+        what = f"{type(self).__name__} does not offer gradients"
+        raise SchemeError(f"{what}; choose another sensitivity")
 
     def revision(self, batches: Iterable[Batch], limit: int) -> Revision:
         """Return a model of its own whose weights may be replaced, watched over these batches.
@@ -247,10 +250,8 @@ class Session(ABC):
         Raises:
             SchemeError: If the backend does not offer it.
         """
-        raise SchemeError(
-            f"{type(self).__name__} replaces no weights of a model that it observes; use gptq in "
-            "place of gptaq"
-        )
+        what = f"{type(self).__name__} replaces no weights of a model that it observes"
+        raise SchemeError(f"{what}; use gptq in place of gptaq")
 
     def training(self) -> Training:
         """Return what learns from data.

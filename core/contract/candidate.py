@@ -10,13 +10,15 @@ from typing import Any, Self
 
 import numpy as np
 
+from octavo.core.errors import AdapterFault
 from octavo.core.numerics.affine import Array, QuantParams
 from octavo.core.numerics.tensor import QuantizedTensor
+from octavo.core.system.log import fault
 from octavo.core.values.calls import Batch
 from octavo.core.values.capability import Realization
 from octavo.core.values.ledger import REDUCED, Applied
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme
+from octavo.core.values.scheme import FLOAT, OpScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +185,23 @@ class Candidate(ABC):
         By it a score function is noticed that changes the model.
         """
         return ""
+
+
+def answered(candidate: Candidate, parameters: Mapping[str, OpParameters]) -> Candidate:
+    """Return a candidate whose ledger has a line for every op that was to be quantized.
+
+    An op without one was lost: the backend's author is warned, and the line says so.
+
+    Args:
+        candidate: As a backend made it.
+        parameters: What was decided, by op name.
+    """
+    asked = {n: own.scheme for n, own in parameters.items() if not own.scheme.is_float}
+    lost = [name for name in asked if name not in candidate.ledger]
+    if not lost:
+        return candidate
+    what = f"the ledger has no line for {lost[0]!r}, which was to be quantized"
+    fault(AdapterFault(f"{type(candidate).__name__}: {what}"), "quantizing")
+    why = "the backend does not say what became of it"
+    lines = {name: Applied(asked[name], FLOAT, "simulated", why) for name in lost}
+    return candidate.with_ledger({**candidate.ledger, **lines})

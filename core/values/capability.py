@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from octavo.core.errors import SchemeError
+from octavo.core.errors import SchemeError, nearest
 
-from .graph import Op
+from .graph import ModelView, Op
 from .scheme import FLOAT, OpScheme
 from .sizes import repairs_of, without_repairs
 
@@ -153,6 +153,24 @@ class Capability:
             f"{self.backend} on {self.device} cannot carry out [{scheme}] for op {op.name!r} "
             f"({op.type}){why}. It can: {offered}"
         )
+
+    def refuse_others(self, view: ModelView, schemes: Mapping[str, OpScheme]) -> None:
+        """Refuse what cannot be carried out on a model.
+
+        Args:
+            view: The model.
+            schemes: Op name -> what it is to become.
+
+        Raises:
+            SchemeError: If the model has no such op, or a scheme is not offered for one.
+        """
+        for name, scheme in schemes.items():
+            op = view.by_name.get(name)
+            if op is None:
+                raise SchemeError(
+                    f"this model has no op called {name!r}{nearest(name, view.by_name)}"
+                )
+            self.realization(op, scheme)
 
     def repairable(self, op: Op, scheme: OpScheme) -> tuple[OpScheme, str]:
         """Return a scheme without the low-rank repairs that an op cannot take, and why.

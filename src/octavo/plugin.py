@@ -20,6 +20,7 @@ from octavo.core.authoring.compiled import CompiledCallable, CompiledCandidate
 from octavo.core.authoring.established import established
 from octavo.core.authoring.feeding import feed
 from octavo.core.authoring.integer_bias import integer_bias
+from octavo.core.authoring.lines import ledger_lines
 from octavo.core.authoring.one_op import one_op_parameters
 from octavo.core.authoring.recipes import (
     RECIPE_FILE,
@@ -27,6 +28,14 @@ from octavo.core.authoring.recipes import (
     ledger_to_json,
     read_recipe,
     write_recipe,
+)
+from octavo.core.authoring.sites import (
+    Absorbed,
+    Flow,
+    is_bias_shape,
+    macs,
+    shared_weights,
+    unique_names,
 )
 from octavo.core.contract.adapter import (
     Adapter,
@@ -174,16 +183,23 @@ __all__ = [
     "typical",
     "unclaimed_of",
     # What every backend would write again.
+    "Absorbed",
     "CompiledCallable",
     "CompiledCandidate",
+    "Flow",
     "RECIPE_FILE",
     "established",
     "feed",
     "integer_bias",
+    "is_bias_shape",
     "ledger_from_json",
+    "ledger_lines",
     "ledger_to_json",
+    "macs",
     "one_op_parameters",
     "read_recipe",
+    "shared_weights",
+    "unique_names",
     "write_recipe",
     # What a backend may learn from data.
     "Distillation",

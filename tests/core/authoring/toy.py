@@ -115,7 +115,7 @@ class ToySession(Session):
     def tensor(self, name: str) -> np.ndarray:
         return WEIGHT
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> Candidate:
         graph = Graph(WEIGHT)
