@@ -13,16 +13,28 @@ from octavo.core.values.space import TuningSpace
 from .carrying_out import CarryingOut
 from .case import AdapterCase as AdapterCase
 from .case import outputs
+from .computing import Computing
+from .deciding import Deciding
 from .declaring import Declaring
 from .describing import Describing
 from .gradients import Gradients
 from .observing import Observing
+from .reference import KNOWN
 from .rescaling import Rescales
 from .saving import Saving
+from .visible import Bench, Visible, bench_of, visible_ops
 
 
 class AdapterConformance(
-    Describing, Declaring, Observing, CarryingOut, Saving, Rescales, Gradients
+    Describing,
+    Declaring,
+    Observing,
+    CarryingOut,
+    Computing,
+    Deciding,
+    Saving,
+    Rescales,
+    Gradients,
 ):
     """Subclass it and give the fixture ``case``."""
 
@@ -59,3 +71,27 @@ class AdapterConformance(
     def expected(cls, case: AdapterCase, opened: Opened) -> list[np.ndarray]:
         """The float model's outputs."""
         return outputs(opened.session.reference(), case.batches)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def bench(
+        cls,
+        case: AdapterCase,
+        opened: Opened,
+        space: TuningSpace,
+        realizer: Realizer,
+    ) -> Bench:
+        """The case with all that is made of it."""
+        return Bench(case, opened, space, realizer)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def seen_ops(cls, case: AdapterCase, bench: Bench) -> list[Visible]:
+        """The case's ops whose result can be seen, and of other types models of one op each."""
+        found = list(visible_ops(bench))
+        seen = {visible.op.type for visible in found}
+        for kind in bench.space.types:
+            one = case.of_one_op(kind) if kind in KNOWN - seen else None
+            if one is not None:
+                found += visible_ops(bench_of(one))
+        return found

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-import pytest
 
-from octavo.core.contract.adapter import Candidate, Opened
-from octavo.core.errors import DataError, SchemeError
+from octavo.core.contract.adapter import Candidate, Opened, OpParameters
+from octavo.core.errors import SchemeError
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.graph import Op
 from octavo.core.values.recipe import Recipe
@@ -23,6 +23,7 @@ from .case import (
     cosine,
     outputs,
 )
+from .visible import Bench
 
 
 class CarryingOut:
@@ -59,18 +60,23 @@ class CarryingOut:
                     f"{unit.name} as [{scheme}]: cosine {near:.4f}"
                 )
 
-    def test_what_is_not_offered_is_refused(
-        self, opened: Opened, space: TuningSpace
-    ) -> None:
-        """A scheme outside the capability is a SchemeError, and nothing else is carried out."""
-        op = opened.view.by_name[space.tunable[0].name]
-        odd = OpScheme(
-            mode="static",
-            weight=QuantSpec(dtype="int5", granularity="group:7"),
-            input=QuantSpec(dtype="int3", symmetric=False),
-        )
-        with pytest.raises(SchemeError):
-            opened.capability.realization(op, odd)
+    def test_what_is_not_offered_is_refused(self, bench: Bench) -> None:
+        """``apply`` itself refuses a scheme outside the capability, whatever it could make of it.
+
+        The core asks only for what is offered; a recipe from elsewhere may name anything.
+        """
+        for kind, units in bench.space.types.items():
+            op = bench.opened.view.by_name[units[0].ops[0]]
+            offers = bench.offers(op)
+            if not offers:
+                continue
+            scheme = _not_offered(bench, op, offers)
+            _, decided = bench.decisions(op, offers[0])
+            asked = {op.name: replace(decided[op.name], scheme=scheme)}
+            recipe = Recipe({op.name: scheme}, backend=bench.opened.name)
+            assert _is_refused(bench, recipe, asked), (
+                f"apply carries out {kind} as [{scheme}], which is not offered"
+            )
 
     def test_everything_at_once(
         self,
@@ -111,13 +117,51 @@ class CarryingOut:
         assert case.open().session.fingerprint() == before
         check_equal(outputs(opened.session.reference(), case.batches), expected)
 
-    def test_wrong_inputs_are_a_data_error(
-        self, opened: Opened, space: TuningSpace, realizer: Realizer
+    def test_a_candidate_is_not_changed_by_the_next(
+        self, case: AdapterCase, bench: Bench, expected: Arrays
     ) -> None:
-        """An unknown input name is refused with a typed error."""
-        candidate = realizer.candidate(space.recipe(space.first()))
-        with pytest.raises(DataError):
-            candidate.run({"no such input": np.zeros((1, 1), np.float32)})
+        """Recipes carried out later, and runs of other candidates, leave a candidate alone."""
+        space, realizer = bench.space, bench.realizer
+        first = realizer.candidate(space.recipe(space.first()))
+        before = outputs(first, case.batches)
+        said = dict(first.ledger)
+        last = {unit.name: unit.choices[-2] for unit in space.tunable}
+        outputs(realizer.candidate(space.recipe(last)), case.batches)
+        plain = bench.opened.session.apply(Recipe(backend=bench.opened.name), {})
+        check_close_to_largest(outputs(plain, case.batches), expected, 1e-4)
+        check_equal(outputs(first, case.batches), before)
+        assert dict(first.ledger) == said, "the ledger was changed by another candidate"
+
+
+def _is_refused(
+    bench: Bench, recipe: Recipe, asked: Mapping[str, OpParameters]
+) -> bool:
+    try:
+        bench.opened.session.apply(recipe, asked)
+    except SchemeError:
+        return True
+    return False
+
+
+def _not_offered(bench: Bench, op: Op, offers: Sequence[OpScheme]) -> OpScheme:
+    """Return a scheme near an offer, which a backend could carry out and does not offer."""
+    mode_changed = [
+        OpScheme(mode="weight_only", weight=scheme.weight)
+        for scheme in offers
+        if scheme.weight is not None
+    ]
+    narrower = [
+        scheme.variant(weight=scheme.weight.model_copy(update={"dtype": "int5"}))
+        for scheme in offers
+        if scheme.weight is not None
+    ]
+    odd = OpScheme(mode="static", input=QuantSpec(dtype="int5"))
+    for scheme in (*mode_changed, *narrower, odd):
+        try:
+            bench.opened.capability.realization(op, scheme)
+        except SchemeError:
+            return scheme
+    raise AssertionError(f"{op.name} is offered everything, int5 too")
 
 
 def _offers(case: AdapterCase, space: TuningSpace) -> Iterator[tuple[Unit, OpScheme]]:

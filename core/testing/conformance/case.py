@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,18 @@ class AdapterCase:
             of a few bytes).
         ops_per_type: How many ops of each type try every offer.
         host: The plugins whose algorithms and calibrators are used.
+        witness: Tells, without the ledger, whether low precision really runs: it is given a
+            candidate and an op's name and looks into the runtime's own execution graph or profile.
+            It returns '' where that shows the low-precision kernel, else what it shows. Without
+            one ``kernel`` is believed as far as numbers tell.
+        alone: Returns, for a type of ops, a model of one such op and batches for it, of which the
+            kit computes what they must give; None asks ``Adapter.sample``.
+        source: The model as its own framework runs it in float: takes a batch, returns an array
+            or a sequence of them. Everything that is opened must compute what it does.
+        opens: An interchange file that holds the same model, of a format that the card accepts.
+        loads_alone: Loads the folder of a saved candidate with the runtime alone, without octavo,
+            and returns what takes a batch and returns an array or a sequence of them.
+        odd: Batches that must run too: one row, an odd width, nothing but padding.
     """
 
     card: AdapterPart[Any]
@@ -46,6 +59,12 @@ class AdapterCase:
     smaller: bool = True
     ops_per_type: int = 1
     host: PluginHost = field(default_factory=lambda: PluginHost(third_party=False))
+    witness: Callable[[Candidate, str], str] | None = None
+    alone: Callable[[str], tuple[Any, Sequence[Batch]] | None] | None = None
+    source: Callable[[Batch], Any] | None = None
+    opens: Path | str | None = None
+    loads_alone: Callable[[Path], Callable[[Batch], Any]] | None = None
+    odd: Sequence[Batch] = ()
 
     def adapter(self) -> Adapter:
         """Build the adapter."""
@@ -55,6 +74,22 @@ class AdapterCase:
         """Open the model."""
         session = self.adapter().open(self.model, self.batches[0])
         return Opened(self.card.name, session, session.describe(), session.capability())
+
+    def open_file(self) -> Opened:
+        """Open the interchange file."""
+        return replace(self, model=self.opens).open()
+
+    def of_one_op(self, kind: str) -> AdapterCase | None:
+        """Return the case of a model with one op of a type; None where there is none."""
+        if self.alone is not None:
+            found = self.alone(kind)
+        else:
+            sample = self.adapter().sample(kind)
+            found = None if sample is None else (sample[0], [sample[1]])
+        if found is None:
+            return None
+        model, batches = found
+        return replace(self, model=model, batches=batches, opens=None, source=None)
 
     def realizer(self, opened: Opened, space: TuningSpace) -> Realizer:
         """Return a calibrated realizer."""
@@ -67,9 +102,17 @@ def outputs(candidate: Candidate, batches: Sequence[Batch]) -> list[np.ndarray]:
     """Run every batch and return all outputs, float64."""
     found: list[np.ndarray] = []
     for batch in batches:
-        arrays = candidate.run(batch)
-        found.extend(np.asarray(to_numpy(y), dtype=np.float64) for y in arrays)
+        found += arrays(candidate.run(batch))
     return found
+
+
+def arrays(result: Any) -> list[np.ndarray]:
+    """Return what a call gave, an array or several in order or by name, float64."""
+    if isinstance(result, Mapping):
+        result = list(result.values())
+    if not isinstance(result, tuple | list):
+        result = [result]
+    return [np.asarray(to_numpy(y), dtype=np.float64) for y in result]
 
 
 def cosine(a: Arrays, b: Arrays) -> float:
@@ -108,3 +151,8 @@ def check_close_to_largest(got: Arrays, expected: Arrays, share: float) -> None:
 def like(array: np.ndarray, other: Any) -> Any:
     """Return ``array`` in the array namespace and on the device of ``other``."""
     return array_namespace(other).asarray(array, device=device(other))
+
+
+def rms(x: np.ndarray) -> float:
+    """Return the root mean square; 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(x)))) if x.size else 0.0

@@ -1,9 +1,8 @@
-"""The backend: integer arithmetic on chains, in about a hundred lines."""
+"""The backend: integer arithmetic on chains, in about a hundred and fifty lines."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from octavo.plugin import (
     Batch,
     Candidate,
     Capability,
-    DataError,
     InputInfo,
     ModelView,
     Offer,
@@ -30,7 +28,10 @@ from octavo.plugin import (
     Sink,
     Weight,
     affine_params,
+    feed,
     quantize,
+    read_recipe,
+    write_recipe,
 )
 
 from .model import Chain
@@ -56,13 +57,13 @@ class TinyCandidate(Candidate):
 
     @property
     def native(self) -> Any:
-        return lambda x: self.run((x,))[0]
+        return self
+
+    def __call__(self, *args: Any, **named: Any) -> np.ndarray:
+        return self.run(named or (args[0] if isinstance(args[0], Mapping) else args))[0]
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
-        values = list(batch.values()) if isinstance(batch, Mapping) else list(batch)
-        if len(values) != 1 or (isinstance(batch, Mapping) and "x" not in batch):
-            raise DataError(f"expected one input called 'x', got {list(batch)}")
-        x = np.asarray(values[0], np.float32)
+        x = feed(batch, (_input(self.chain),))["x"]
         for i, (w, b) in enumerate(
             zip(self.chain.weights, self.chain.biases, strict=True)
         ):
@@ -102,7 +103,11 @@ class TinyCandidate(Candidate):
             else:
                 arrays[f"w{i}"] = w
         np.savez(folder / "chain.npz", **arrays)
-        (folder / "recipe.json").write_text(json.dumps(self.recipe.to_json()))
+        write_recipe(folder, self)
+
+
+def _input(chain: Chain) -> InputInfo:
+    return InputInfo("x", (None, chain.weights[0].shape[1]))
 
 
 class TinySession(Session):
@@ -110,12 +115,13 @@ class TinySession(Session):
         self.chain = chain
 
     def describe(self) -> ModelView:
+        last = len(self.chain.weights) - 1
         ops = tuple(
             Op(
                 f"layer.{i}",
                 "linear",
                 (f"h{i}",),
-                (f"h{i + 1}",),
+                (f"h{i + 1}" if i < last else "y",),
                 Weight(f"layer.{i}.weight", w.shape),
                 f"layer.{i}.bias",
                 w.size,
@@ -124,7 +130,7 @@ class TinySession(Session):
         )
         return ModelView(
             ops,
-            inputs=(InputInfo("x", (None, self.chain.weights[0].shape[1])),),
+            inputs=(_input(self.chain),),
             outputs=("y",),
         )
 
@@ -136,10 +142,7 @@ class TinySession(Session):
     ) -> int:
         wanted, count = set(values), 0
         for batch in batches:
-            x = np.asarray(
-                next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0],
-                np.float32,
-            )
+            x = feed(batch, (_input(self.chain),))["x"]
             for i, (w, b) in enumerate(
                 zip(self.chain.weights, self.chain.biases, strict=True)
             ):
@@ -158,18 +161,18 @@ class TinySession(Session):
     def apply(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> Candidate:
-        layers = {}
+        layers, biases = {}, list(self.chain.biases)
         for name, p in parameters.items():
+            # What is not offered is a SchemeError here.
+            self.capability().realization(self.describe().by_name[name], p.scheme)
             assert p.weight is not None
             x = p.inputs[0] if p.inputs else None
             known = None if x is None else np.array([x.scale, x.zero_point], np.float32)
-            layers[int(name.split(".")[1])] = (
-                p.scheme.mode,
-                p.weight.codes,
-                p.weight.params.scale,
-                known,
-            )
-        return TinyCandidate(self.chain, recipe, layers)
+            i = int(name.split(".")[1])
+            layers[i] = (p.scheme.mode, p.weight.codes, p.weight.params.scale, known)
+            if p.bias is not None:
+                biases[i] = p.bias
+        return TinyCandidate(Chain(self.chain.weights, biases), recipe, layers)
 
     def reference(self) -> Candidate:
         return TinyCandidate(self.chain, Recipe(backend="tiny"), {})
@@ -186,7 +189,7 @@ class TinyAdapter(Adapter):
 
     def load(self, folder: Path, model: Any = None) -> Candidate:
         found = np.load(folder / "chain.npz")
-        recipe = Recipe.from_json(json.loads((folder / "recipe.json").read_text()))
+        recipe, ledger = read_recipe(folder)
         weights, biases, layers = [], [], {}
         for i in range(sum(k.startswith("b") for k in found.files)):
             biases.append(found[f"b{i}"])
@@ -201,4 +204,12 @@ class TinyAdapter(Adapter):
                 weights.append(np.zeros(found[f"q{i}"].shape, np.float32))
             else:
                 weights.append(found[f"w{i}"])
-        return TinyCandidate(Chain(weights, biases), recipe, layers)
+        loaded = TinyCandidate(Chain(weights, biases), recipe, layers)
+        return loaded.with_ledger(ledger)
+
+    def sample(self, kind: str) -> tuple[Any, Batch] | None:
+        random = np.random.default_rng(0)
+        w, b, x = (
+            random.normal(size=n).astype(np.float32) for n in ((64, 64), 64, (32, 64))
+        )
+        return (Chain([w], [b]), (x,)) if kind == "linear" else None
