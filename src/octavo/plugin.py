@@ -16,6 +16,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from octavo.core.authoring.companions import keep_companions_float
 from octavo.core.authoring.compiled import CompiledCallable, CompiledCandidate
 from octavo.core.authoring.established import established
 from octavo.core.authoring.feeding import feed
@@ -192,6 +193,7 @@ __all__ = [
     "feed",
     "integer_bias",
     "is_bias_shape",
+    "keep_companions_float",
     "ledger_from_json",
     "ledger_lines",
     "ledger_to_json",

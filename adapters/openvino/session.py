@@ -1,0 +1,144 @@
+"""One opened model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as ops
+
+from octavo.plugin import (
+    Applied,
+    Batch,
+    Capability,
+    HeldWeight,
+    ModelError,
+    ModelView,
+    OpParameters,
+    Recipe,
+    Session,
+    Sink,
+    feed,
+    nearest,
+)
+
+from . import OpenVinoConfig
+from .candidate import Executable, OpenVinoCandidate, compile_model
+from .describe import Description
+from .emit import Emitter
+from .offers import capability
+from .prepare import digest, prepared
+from .samples import sample
+from .witness import ledger
+
+
+class OpenVinoSession(Session):
+    """A model prepared for quantization, beside the model as it was given.
+
+    Args:
+        source: An ``ov.Model``; never changed.
+        config: The card's settings.
+        is_probe: By it is established what is offered: it carries out whatever it is given.
+    """
+
+    def __init__(
+        self, source: Any, config: OpenVinoConfig, *, is_probe: bool = False
+    ) -> None:
+        self.config = config
+        self._is_probe = is_probe
+        self._source = source
+        self._found = Description(prepared(source))
+        self._watched: tuple[tuple[str, ...], Executable] | None = None
+
+    def describe(self) -> ModelView:
+        """Return the ops, values and groups."""
+        return self._found.view
+
+    def capability(self) -> Capability:
+        """Return what this CPU executes, established on models of one op."""
+        types = {op.type for op in self.describe().ops if not op.out_of_reach}
+        return capability(self.config, probe, types)
+
+    def observe(
+        self, batches: Iterable[Batch], values: Iterable[str], sink: Sink
+    ) -> int:
+        """Run the float model over the batches; values become outputs of it."""
+        wanted = tuple(dict.fromkeys(values))
+        runs = self._watching(wanted)
+        count = 0
+        for batch in batches:
+            fed = feed(batch, self.describe().inputs)
+            count += 1
+            for value, array in zip(wanted, runs.run(fed), strict=True):
+                sink(value, array)
+        return count
+
+    def _watching(self, wanted: tuple[str, ...]) -> Executable:
+        """Return the model with these values as its only outputs."""
+        if self._watched is None or self._watched[0] != wanted:
+            model = self._found.model.clone()
+            nodes = {n.get_friendly_name(): n for n in model.get_ordered_ops()}
+            ports = [self._found.ports[value] for value in wanted]
+            shown = [ops.result(nodes[name].output(index)) for name, index in ports]
+            watched = ov.Model(shown, model.get_sinks(), model.get_parameters(), "")
+            self._watched = wanted, Executable(compile_model(watched, self.config))
+        return self._watched[1]
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Return a weight or bias, float32."""
+        if name not in self._found.tensors:
+            hint = nearest(name, self._found.tensors)
+            raise ModelError(f"the model has no tensor {name!r}{hint}")
+        return self._found.tensor(name)
+
+    def census(self) -> Sequence[HeldWeight]:
+        """Return the floating constants that the prepared model reads."""
+        return self._found.census
+
+    def apply(
+        self, recipe: Recipe, parameters: Mapping[str, OpParameters]
+    ) -> OpenVinoCandidate:
+        """Carry a recipe out, and read in the execution graph what became of each op."""
+        self._refuse_unoffered(parameters)
+        model = self._found.model.clone()
+        Emitter(model, self._found.sites).emit(parameters)
+        candidate = OpenVinoCandidate(model, self.config, recipe, {})
+        lines = ledger(self._found.sites, parameters, candidate.compiled.compiled, {})
+        return candidate.with_ledger(lines)
+
+    def _refuse_unoffered(self, parameters: Mapping[str, OpParameters]) -> None:
+        sites = self._found.sites
+        for name, given in parameters.items():
+            if name not in sites:
+                raise ModelError(f"the model has no op {name!r}{nearest(name, sites)}")
+            if not self._is_probe:
+                self._offered.realization(sites[name].op, given.scheme)
+
+    @cached_property
+    def _offered(self) -> Capability:
+        return self.capability()
+
+    def reference(self) -> OpenVinoCandidate:
+        """Return the model as it was given."""
+        lines: dict[str, Applied] = {}
+        return OpenVinoCandidate(
+            self._source, self.config, Recipe(backend="openvino"), lines
+        )
+
+    def fingerprint(self) -> str:
+        """Digest of structure and weights of the source."""
+        return digest(self._source)
+
+
+def probe(
+    config: OpenVinoConfig, kind: str, *, largest: bool = False
+) -> tuple[OpenVinoSession, Batch]:
+    """Return a session of a model with one op, which carries out whatever it is given."""
+    found = sample(kind, largest=largest)
+    if found is None:
+        raise ModelError(f"there is no model of a {kind}")
+    model, batch = found
+    return OpenVinoSession(model, config, is_probe=True), batch

@@ -1,0 +1,141 @@
+"""What a compiled model really runs, as its own execution graph shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.plugin import FLOAT, Applied, OpParameters
+
+from .describe import MOVERS, Site
+
+_INTEGERS = frozenset({"i8", "u8"})
+_PACKED = frozenset({"i8", "u8", "i4", "u4", "u2", "nf4", "f4e2m1", "f8e4m3", "f8e5m2"})
+_LAYERS = {
+    "linear": {"FullyConnected", "MatMul"}, "conv": {"Convolution"},
+    "conv_transpose": {"Deconvolution"}, "matmul": {"MatMul", "Subgraph"},
+    "embedding": {"Gather"}, "lstm": {"RNNSeq", "RNNCell"}, "gru": {"RNNSeq", "RNNCell"},
+}  # fmt: skip
+"""Op type -> the layers that can be its own: others may have inherited its name."""
+_SUFFIXES = ("/Dequantization", "_original", "/codes")
+"""What the compiler, and octavo for look-ups, append to the names of nodes that they write anew."""
+
+
+@dataclass(frozen=True)
+class Executed:
+    """A node of the execution graph.
+
+    Attributes:
+        layer: Its type.
+        primitive: The kernel's name.
+        precision: What it computes in, or what its weights are held in.
+    """
+
+    layer: str
+    primitive: str
+    precision: str
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """True for products of 8-bit integers.
+
+        The precision alone does not show it: a product of float activations and packed weights has
+        that of its weights.
+        """
+        is_integer = self.primitive.lower().endswith("_i8")
+        return is_integer and self.precision in _INTEGERS
+
+    def __str__(self) -> str:
+        return f"{self.layer} {self.primitive} on {self.precision}"
+
+
+def executed(compiled: Any) -> dict[str, list[Executed]]:
+    """Return the nodes that a compiled model runs, by the names of those that they were made of."""
+    found: dict[str, list[Executed]] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        info = node.get_rt_info()
+        texts = {key: _text(info, key) for key in _KEYS}
+        shown = Executed(
+            texts["layerType"], texts["primitiveType"], texts["runtimePrecision"]
+        )
+        # Where a node was written anew, its own name is right and the list is another node's.
+        names = (node.get_friendly_name(), *texts["originalLayersNames"].split(","))
+        for name in dict.fromkeys(map(_plain, names)):
+            found.setdefault(name, []).append(shown)
+    return found
+
+
+_KEYS = ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
+
+
+def _text(info: Any, key: str) -> str:
+    return str(info[key].astype(str)) if key in info else ""
+
+
+def _plain(name: str) -> str:
+    for suffix in _SUFFIXES:
+        name = name.split(suffix)[0]
+    return name
+
+
+def why_no_kernel(
+    site: Site, given: OpParameters, nodes: Mapping[str, list[Executed]]
+) -> str:
+    """Return why an op is no low-precision kernel in an execution graph; '' where it is one."""
+    shown = [node for name in site.nodes for node in nodes.get(name, ())]
+    layers = _LAYERS.get(site.op.type)
+    if layers is not None:
+        shown = [node for node in shown if node.layer in layers]
+    if not shown:
+        return "the execution graph does not show it"
+    if any(_is_low(site, given, node) for node in shown):
+        return ""
+    return f"OpenVINO runs it as {shown[0]}"
+
+
+def _is_low(site: Site, given: OpParameters, node: Executed) -> bool:
+    if given.scheme.mode == "static":
+        if site.op.weight is None and site.op.type != "matmul":
+            # An elementwise op reads codes; its sum is float inside, as QLinearAdd's.
+            return node.precision in _INTEGERS
+        return node.multiplies_integers
+    is_held = node.precision in _PACKED
+    if site.op.type == "embedding":
+        return is_held
+    return is_held and not node.multiplies_integers
+
+
+def ledger(
+    sites: Mapping[str, Site],
+    parameters: Mapping[str, OpParameters],
+    compiled: Any,
+    remarks: Mapping[str, str],
+) -> dict[str, Applied]:
+    """Return what became of each op.
+
+    Args:
+        sites: Of the model.
+        parameters: Of the ops that are quantized.
+        compiled: The compiled model.
+        remarks: Op -> what else keeps it from a kernel.
+    """
+    nodes = executed(compiled)
+    lines: dict[str, Applied] = {}
+    for name, site in sites.items():
+        given = parameters.get(name)
+        if given is None or given.scheme.is_float:
+            lines[name] = _float_line(site, nodes)
+            continue
+        why_not = remarks.get(name, "") or why_no_kernel(site, given, nodes)
+        lines[name] = given.line("simulated" if why_not else "kernel", why_not)
+    return lines
+
+
+def _float_line(site: Site, nodes: Mapping[str, list[Executed]]) -> Applied:
+    reason = site.op.out_of_reach
+    if site.op.type in MOVERS.values():
+        if any(node.precision in _INTEGERS for node in nodes.get(site.node, ())):
+            return Applied(FLOAT, FLOAT, "codes", reason)
+        reason = "it computes nothing, and its input is float here"
+    return Applied(FLOAT, FLOAT, "kernel", reason)
