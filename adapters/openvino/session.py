@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,14 +40,10 @@ class OpenVinoSession(Session):
     Args:
         source: An ``ov.Model``; never changed.
         config: The card's settings.
-        is_probe: By it is established what is offered: it carries out whatever it is given.
     """
 
-    def __init__(
-        self, source: Any, config: OpenVinoConfig, *, is_probe: bool = False
-    ) -> None:
+    def __init__(self, source: Any, config: OpenVinoConfig) -> None:
         self.config = config
-        self._is_probe = is_probe
         self._source = source
         self._found = Description(prepared(source))
         self._watched: tuple[tuple[str, ...], Executable] | None = None
@@ -98,28 +93,15 @@ class OpenVinoSession(Session):
         """Return the floating constants that the prepared model reads."""
         return self._found.census
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> OpenVinoCandidate:
         """Carry a recipe out, and read in the execution graph what became of each op."""
-        self._refuse_unoffered(parameters)
         model = self._found.model.clone()
         Emitter(model, self._found.sites).emit(parameters)
         candidate = OpenVinoCandidate(model, self.config, recipe, {})
         lines = ledger(self._found.sites, parameters, candidate.compiled.compiled, {})
         return candidate.with_ledger(lines)
-
-    def _refuse_unoffered(self, parameters: Mapping[str, OpParameters]) -> None:
-        sites = self._found.sites
-        for name, given in parameters.items():
-            if name not in sites:
-                raise ModelError(f"the model has no op {name!r}{nearest(name, sites)}")
-            if not self._is_probe:
-                self._offered.realization(sites[name].op, given.scheme)
-
-    @cached_property
-    def _offered(self) -> Capability:
-        return self.capability()
 
     def reference(self) -> OpenVinoCandidate:
         """Return the model as it was given."""
@@ -141,4 +123,4 @@ def probe(
     if found is None:
         raise ModelError(f"there is no model of a {kind}")
     model, batch = found
-    return OpenVinoSession(model, config, is_probe=True), batch
+    return OpenVinoSession(model, config), batch
