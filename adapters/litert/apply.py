@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,14 +13,20 @@ from octavo.plugin import (
     OpParameters,
     QuantizedTensor,
     QuantParams,
+    QuantSpec,
     SchemeError,
+    affine_params,
     integer_bias,
     pack,
+    quantize,
 )
 
 from .describe import Described
 from .graph import TYPES, Writer, buffer_of, quantization
-from .site import CARRIERS, Site
+from .site import Site
+
+Meaning = tuple[str, float, int]
+"""Type, scale and zero point of codes."""
 
 FIXED: Mapping[tuple[str, str], tuple[float, int]] = {
     ("SOFTMAX", "int8"): (2.0**-8, -128),
@@ -37,7 +42,7 @@ Source: LiteRT 8-bit quantization specification, int8 quantized operator specifi
 ones are what the kernels' ``Prepare`` checks.
 """
 
-KEEPS_SCALE = ("AVERAGE_POOL_2D", "CONCATENATION")
+_KEEPS_SCALE = ("AVERAGE_POOL_2D", "CONCATENATION")
 """Operators whose inputs and result must have one scale (the same specification)."""
 
 _VERSIONS: Mapping[str, tuple[int, int]] = {
@@ -58,8 +63,7 @@ The interpreter takes any that it knows; converters and other runtimes ask.
 """
 
 
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """A quantized activation: a new tensor, and what its codes mean."""
 
     tensor: int
@@ -68,9 +72,9 @@ class Codes:
     zero_point: int
 
     @property
-    def meaning(self) -> tuple[str, float, int]:
+    def meaning(self) -> Meaning:
         """Equal where two tensors' codes mean the same numbers."""
-        return self.dtype, self.scale, self.zero_point
+        return self[1:]
 
 
 class Emission(Writer):
@@ -90,9 +94,9 @@ class Emission(Writer):
         super().__init__(described.graph)
         self._parameters = parameters
         self._sites = {id(site.node): site for site in described.sites.values()}
-        # The tensors that hold a value: float32 where there is one, and each form of codes.
-        self._float: dict[int, int] = {}
+        # The forms of codes that a value has; the first is what its own op writes, if that is here.
         self._forms: dict[int, list[Codes]] = {}
+        self._written: set[int] = set()
         self._weights: dict[QuantizedTensor, int] = {}
         self.carried: set[str] = set()
 
@@ -112,169 +116,185 @@ class Emission(Writer):
         given = self._parameters.get(site.op.name) if site is not None else None
         if site is not None and given is not None and not given.scheme.is_float:
             _WRITERS[given.scheme.mode](self, site, given)
-        elif site is not None and site.code in CARRIERS and site.read[0] in self._forms:
-            self._carry(site)
+        elif site is not None and site.carries and site.read[0] in self._written:
+            x = self._forms[site.read[0]][0]
+            self._in_integers(site, {site.positions[0]: x.tensor}, x.meaning)
+            self.carried.add(site.op.name)
         else:
-            self._plain(node)
+            self._in_numbers(node, {})
 
-    def _plain(self, node: Any) -> None:
-        """Write an operator as it was, over values in float."""
-        inputs = [self._in_float(int(index)) for index in node.inputs]
-        outputs = [self.take(int(index)) for index in node.outputs]
-        made = self.node(self.graph.code(node), inputs, outputs, node)
+    def _in_integers(
+        self, site: Site, replaced: Mapping[int, int], meaning: Meaning
+    ) -> None:
+        """Write an operator whose results are codes."""
+        written = [int(index) for index in site.node.outputs]
+        outputs = [self._coded(old, meaning).tensor for old in written]
+        self._written.update(written)
+        version = _VERSIONS.get(site.code, (1, 1))[meaning[0] == "int16"]
+        inputs = self._inputs(site.node, replaced)
+        self.node(site.code, inputs, outputs, site.node, version)
+
+    def _in_numbers(self, node: Any, replaced: Mapping[int, int]) -> None:
+        """Write an operator whose results are float, or no matter of precision."""
+        code = self.graph.code(node)
+        if code == "SHAPE" and int(node.inputs[0]) in self._written:
+            replaced = {0: self._forms[int(node.inputs[0])][0].tensor}
+        inputs = self._inputs(node, replaced)
+        made = self.node(code, inputs, [self.take(int(i)) for i in node.outputs], node)
         if node.intermediates is not None and len(node.intermediates):
-            made.intermediates = [self.take(int(index)) for index in node.intermediates]
+            made.intermediates = [self.take(int(i)) for i in node.intermediates]
 
-    def _carry(self, site: Site) -> None:
-        """Let an operator that moves values move codes."""
-        x = self._forms[site.read[0]][0]
-        inputs = self._others(site)
-        inputs[site.positions[0]] = x.tensor
-        y = self._result(site, x.meaning)
-        self.node(site.code, inputs, [y.tensor], site.node, _version(site.code, y))
-        self.carried.add(site.op.name)
+    def _inputs(self, node: Any, replaced: Mapping[int, int]) -> list[int]:
+        """Return an operator's inputs: some replaced, the others in float."""
+        old = {at: int(index) for at, index in enumerate(node.inputs)}
+        places = range(max([*old, *replaced], default=-1) + 1)
+        kept = {at: old.get(at, -1) for at in places if at not in replaced}
+        found = {at: self._in_float(index) for at, index in kept.items()}
+        return [{**found, **replaced}[at] for at in places]
 
     # Activations
 
     def _in_float(self, old: int) -> int:
         """Return the new tensor of a value in float."""
-        codes = self._forms.get(old)
-        if codes and old not in self.taken:
-            x = codes[0]
-            self.node("DEQUANTIZE", [x.tensor], [self.take(old)], version=2)
+        if old in self._written and old not in self.taken:
+            codes = self._forms[old][0].tensor
+            self.node("DEQUANTIZE", [codes], [self.take(old)], version=2)
         return self.take(old)
 
     def _in_codes(self, old: int, params: QuantParams | None, site: Site) -> Codes:
-        """Return a value's codes: those of whoever made it, or ones of this scale."""
+        """Return a value's codes: those that its own op writes, or ones of this scale."""
         if params is None:
             raise SchemeError(
-                f"op {site.op.name!r} is static, but an input has no parameters; calibrate it"
+                f"op {site.op.name!r} is static, and an input has no parameters"
             )
         meaning = _meaning(params)
         known = self._forms.get(old, [])
-        if site.code in KEEPS_SCALE[1:]:
-            known = [codes for codes in known if codes.meaning == meaning]
+        is_free = old in self._written and site.code != "CONCATENATION"
         for codes in known:
-            if codes.dtype == meaning[0]:
+            flows = is_free and codes is known[0] and codes.dtype == meaning[0]
+            if flows or codes.meaning == meaning:
                 return codes
-        source = self._in_float(old)
-        if site.code in KEEPS_SCALE and self._forms.get(old):
-            source = self._forms[old][0].tensor
+        is_rescaled = old in self._written and known[0].dtype == meaning[0]
+        source = known[0].tensor if is_rescaled else self._in_float(old)
         made = self._coded(old, meaning)
         self.node("QUANTIZE", [source], [made.tensor])
         return made
 
-    def _coded(self, old: int, meaning: tuple[str, float, int]) -> Codes:
+    def _coded(self, old: int, meaning: Meaning) -> Codes:
         """Return a new form of a value in codes; nothing writes it yet."""
-        dtype, scale, zero = meaning
         known = self._forms.setdefault(old, [])
-        suffix = f"/{dtype}" + (f"_{len(known)}" if known else "")
-        tensor = self.like(old, dtype, quantization(scale, zero), suffix)
+        suffix = f"/{meaning[0]}" + (f"_{len(known) + 1}" if known else "")
+        tensor = self.like(old, meaning[0], quantization(*meaning[1:]), suffix)
         known.append(Codes(tensor, *meaning))
         return known[-1]
-
-    def _result(self, site: Site, meaning: tuple[str, float, int]) -> Codes:
-        return self._coded(int(site.node.outputs[0]), meaning)
-
-    def _others(self, site: Site) -> list[int]:
-        """Return a node's inputs that are no activations; the others' places are to be filled."""
-        kept = set(range(len(site.node.inputs))) - set(site.positions)
-        kept -= {site.weight, site.bias}
-        places = enumerate(site.node.inputs)
-        return [self._in_float(int(old)) if at in kept else -1 for at, old in places]
 
     # Ops
 
     def _static(self, site: Site, given: OpParameters) -> None:
-        read = zip(site.read, given.inputs, strict=True)
-        codes = [self._in_codes(old, params, site) for old, params in read]
-        inputs = self._others(site)
-        for at, x in zip(site.positions, codes, strict=True):
-            inputs[at] = x.tensor
-        if given.weight is not None:
-            self._put_weight(site, given, inputs, codes[0])
-        y = self._result(site, _written(site, given, codes))
-        self.node(site.code, inputs, [y.tensor], site.node, _version(site.code, y))
+        read = zip(site.positions, site.read, given.inputs, strict=True)
+        codes = [(at, self._in_codes(old, params, site)) for at, old, params in read]
+        replaced = {at: x.tensor for at, x in codes}
+        x, weight = codes[0][1], given.weight
+        if weight is not None:
+            bias = self._bias(site, given)
+            if bias is not None and site.bias is not None:
+                whole, scale, weight = integer_bias(bias, weight, x.scale)
+                # 16-bit activations are summed in 64 bits.
+                wide = "int64" if x.dtype == "int16" else "int32"
+                quant = quantization(scale, np.zeros_like(scale))
+                replaced[site.bias] = self._new(site, "bias", whole.astype(wide), quant)
+            replaced[site.weight or 0] = self._weight(site, weight)
+        elif given.scheme.input is not None:
+            replaced |= self._constants(site, given.scheme.input)
+        self._in_integers(site, replaced, _result(site, given, x))
 
-    def _put_weight(
-        self, site: Site, given: OpParameters, inputs: list[int], x: Codes
-    ) -> None:
-        """Put a static op's weight, and its bias at the scale of its products, in their places."""
-        weight = given.weight
-        bias = self._bias(site, given)
-        assert weight is not None and site.weight is not None
-        if bias is not None:
-            whole, scale, weight = integer_bias(bias, weight, x.scale)
-            # 16-bit activations are summed in 64 bits.
-            wide = "int64" if x.dtype == "int16" else "int32"
-            name = f"{site.op.name}/bias"
-            buffer = buffer_of(whole.astype(wide))
-            zeros = np.zeros_like(scale, np.int64)
-            quant = quantization(scale, zeros)
-            held = self.constant(name, whole.shape, TYPES[wide], buffer, quant)
-            _put(inputs, site.bias, held)
-        inputs[site.weight] = self._weight(site, weight)
+    def _constants(self, site: Site, spec: QuantSpec) -> dict[int, int]:
+        """Return an operator's constant operands in codes, over the range that they have."""
+        found = {}
+        for at, old in enumerate(site.node.inputs):
+            array = self.graph.constant(int(old))
+            if array is not None and array.dtype == np.float32:
+                params = affine_params(array.min(), array.max(), spec)
+                codes = np.asarray(quantize(array, params)).astype(spec.dtype)
+                quant = quantization(*_meaning(params)[1:])
+                found[at] = self._new(site, f"operand_{at}", codes, quant)
+        return found
 
     def _bias(self, site: Site, given: OpParameters) -> np.ndarray | None:
         if given.bias is not None:
             return np.asarray(given.bias, np.float32)
-        if site.op.bias is None or site.bias is None:
+        if site.op.bias is None:
             return None
-        return self.graph.constant(int(site.node.inputs[site.bias]))
+        return self.graph.constant(int(site.node.inputs[site.bias or 0]))
 
-    def _weight(self, site: Site, weight: QuantizedTensor) -> int:
+    def _new(self, site: Site, what: str, array: np.ndarray, quant: Any = None) -> int:
+        """Return a new constant of an op."""
+        type_, buffer = TYPES[str(array.dtype)], buffer_of(array)
+        return self.constant(
+            f"{site.op.name}/{what}", array.shape, type_, buffer, quant
+        )
+
+    def _weight(self, site: Site, weight: QuantizedTensor, scale: Any = None) -> int:
         """Return a weight's codes as a constant; ops that share it share that too."""
         if weight not in self._weights:
             params = weight.params
-            scale = np.asarray(params.scale)
-            zero = np.asarray(params.zero_point)
             axis = 0 if params.axis is None else site.axes[params.axis]
-            is_whole = params.spec.dtype == "float16"
-            quant = None if is_whole else quantization(scale, zero, axis)
-            assert site.weight is not None
-            old = int(site.node.inputs[site.weight])
-            shape = self.graph.tensors[old].shape
+            quant = quantization(params.scale, params.zero_point, axis)
+            if scale is not None or params.spec.dtype == "float16":
+                quant = scale
+            shape = [weight.shape[site.axes.index(at)] for at in range(len(site.axes))]
             type_ = getattr(fb.TensorType, params.spec.dtype.upper())
-            name = f"{self.graph.name(old)}/{params.spec.dtype}"
-            buffer = _packed(weight, site)
-            self._weights[weight] = self.constant(name, shape, type_, buffer, quant)
+            name = f"{site.op.name}/{params.spec.dtype}"
+            held = self.constant(name, shape, type_, _packed(weight, site), quant)
+            self._weights[weight] = held
         return self._weights[weight]
 
+    def _beside(self, site: Site, given: OpParameters, weight: int) -> dict[int, int]:
+        """Return what takes the place of a weight, and of a corrected bias, in an op over float."""
+        replaced = {site.weight or 0: weight}
+        if given.bias is not None and site.bias is not None:
+            bias = np.asarray(given.bias, np.float32)
+            replaced[site.bias] = self._new(site, "bias", bias)
+        return replaced
+
     def _hybrid(self, site: Site, given: OpParameters) -> None:
-        """Write an op over float activations and a weight in codes: the kernel finds the scales of
-        its input's rows by itself."""
-        inputs = self._float_beside(site, given)
-        assert given.weight is not None and site.weight is not None
-        inputs[site.weight] = self._weight(site, given.weight)
-        outputs = [self.take(int(site.node.outputs[0]))]
-        self.node(site.code, inputs, outputs, site.node, 3)
+        """Write an op over float activations and a weight in codes.
+
+        The kernel finds the scales of its input by itself.
+        """
+        assert given.weight is not None
+        weight = self._weight(site, given.weight)
+        self._in_numbers(site.node, self._beside(site, given, weight))
 
     def _stored(self, site: Site, given: OpParameters) -> None:
-        """Write a float op whose weight is stored in codes and decoded before it."""
-        inputs = self._float_beside(site, given)
+        """Write a float op whose weight is stored in codes, and decoded before it."""
         assert given.weight is not None and site.weight is not None
+        if site.op.type == "embedding":
+            self._looked_up(site, given.weight)
+            return
         held = self._weight(site, given.weight)
         old = int(site.node.inputs[site.weight])
         decoded = self.like(old, "float32", None, "/decoded")
-        self.node("DEQUANTIZE", [held], [decoded], version=5)
-        inputs[site.weight] = decoded
-        outputs = [self.take(int(site.node.outputs[0]))]
-        self.node(site.code, inputs, outputs, site.node)
+        self.node("DEQUANTIZE", [held], [decoded], version=3)
+        self._in_numbers(site.node, self._beside(site, given, decoded))
 
-    def _float_beside(self, site: Site, given: OpParameters) -> list[int]:
-        """Return an op's inputs in float, its weight's place to be filled."""
-        inputs = [self._in_float(int(old)) for old in self._without_weight(site)]
-        if given.bias is not None:
-            whole = np.asarray(given.bias, np.float32)
-            buffer = buffer_of(whole)
-            name = f"{site.op.name}/bias"
-            held = self.constant(name, whole.shape, TYPES["float32"], buffer)
-            _put(inputs, site.bias, held)
-        return inputs
-
-    def _without_weight(self, site: Site) -> list[int]:
-        places = enumerate(site.node.inputs)
-        return [-1 if at == site.weight else int(old) for at, old in places]
+    def _looked_up(self, site: Site, weight: QuantizedTensor) -> None:
+        """Write a look-up in a table of codes, multiplied by what is looked up of their scales."""
+        one = quantization(1.0, 0)
+        inputs = self._inputs(site.node, {0: self._weight(site, weight, one)})
+        old = int(site.node.outputs[0])
+        codes = self.like(old, "int8", one, "/codes")
+        whole, factor = (
+            self.like(old, "float32", None, end) for end in ("/whole", "/scale")
+        )
+        self.tensors[factor].shape = [*self.tensors[factor].shape[:-1], 1]
+        self.tensors[factor].shapeSignature = None
+        scale = np.asarray(weight.params.scale, np.float32).reshape(-1, 1)
+        scales = self._new(site, "scale", scale)
+        self.node("GATHER", inputs, [codes], site.node, version=2)
+        self.node("DEQUANTIZE", [codes], [whole], version=2)
+        self.node("GATHER", [scales, *inputs[1:]], [factor], site.node)
+        self.node("MUL", [whole, factor], [self.take(old)])
 
 
 _WRITERS = {
@@ -285,39 +305,23 @@ _WRITERS = {
 }
 
 
-def _written(
-    site: Site, given: OpParameters, read: Sequence[Codes]
-) -> tuple[str, float, int]:
+def _result(site: Site, given: OpParameters, x: Codes) -> Meaning:
     """Return what the codes of a static op's result mean."""
-    dtype = read[0].dtype
-    if site.code in KEEPS_SCALE:
-        return read[0].meaning
-    fixed = FIXED.get((site.code, dtype))
-    if fixed is not None:
-        return (dtype, *fixed)
+    if site.code in _KEEPS_SCALE:
+        return x.meaning
+    if (site.code, x.dtype) in FIXED:
+        return (x.dtype, *FIXED[site.code, x.dtype])
     params = given.outputs[0] if given.outputs else None
     if params is None:
         raise SchemeError(
-            f"op {site.op.name!r} is static, but its output has no parameters; its scheme must "
-            "name an output"
+            f"op {site.op.name!r} is static, and its output has no parameters"
         )
     return _meaning(params)
 
 
-def _meaning(params: QuantParams) -> tuple[str, float, int]:
+def _meaning(params: QuantParams) -> Meaning:
     scale, zero = np.asarray(params.scale), np.asarray(params.zero_point)
     return params.spec.dtype, float(scale), int(zero)
-
-
-def _version(code: str, y: Codes) -> int:
-    return _VERSIONS.get(code, (1, 1))[y.dtype == "int16"]
-
-
-def _put(inputs: list[int], at: int | None, tensor: int) -> None:
-    """Fill a place among a node's inputs, which may lie behind the last."""
-    assert at is not None
-    inputs += [-1] * (at + 1 - len(inputs))
-    inputs[at] = tensor
 
 
 _PACKED: WeakKeyDictionary[QuantizedTensor, Any] = WeakKeyDictionary()

@@ -107,8 +107,10 @@ class Described:
 
     def _site(self, name: str, node: Any) -> Site:
         code = self.graph.code(node)
-        kind = KINDS.get(code, code.lower())
         positions, at, bias = parts(self.graph, node)
+        kind = KINDS.get(code, code.lower())
+        if code == "GATHER" and at is not None:
+            kind = "embedding"
         weight = None if at is None else self._weight(code, kind, int(node.inputs[at]))
         has_bias = bias is not None and max([-1, *node.inputs[bias:]]) >= 0
         inputs = tuple(self._input(node, at, kind, weight) for at in positions)
@@ -121,7 +123,7 @@ class Described:
             weight,
             self._names[node.inputs[bias]] if has_bias else None,
             attributes=attributes(self.graph, node, weight.shape if weight else ()),
-            out_of_reach=refusal(self.graph, node, positions),
+            out_of_reach=refusal(self.graph, node, positions, at),
         )
         if inputs:
             count = macs(kind, weight, self._shape(inputs[0]), self._shape(outputs[0]))
@@ -171,7 +173,7 @@ class Described:
         name = self._value(index)
         shape = self.graph.shape(index)
         width = shape[-1] if weight is None else weight.shape[1]
-        is_row = index not in self._images and shape[-1:] == (width,)
+        is_row = index not in self._images and shape[-1] in (width, None)
         if kind not in ("linear", "matmul") or is_row or not width:
             return name
         self.places[f"{name}:rows"] = (index, lambda array: array.reshape(-1, width))

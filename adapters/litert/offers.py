@@ -96,6 +96,7 @@ def _no_depthwise(op: Op) -> str:
 def _candidates() -> dict[str, tuple[Offer, ...]]:
     """Return what may be possible by op type."""
     found = {kind: _weighted(kind) for kind in ("conv", "linear", "conv_transpose")}
+    found["embedding"] = [Offer(OpScheme(mode="weight_only", weight=_W8))]
     own = ("add", "sub", "mul", "matmul", "concat", "mean")
     for kind in (*own, "leaky_relu", "hard_swish", "gelu", "elu"):
         found[kind] = [
@@ -153,14 +154,13 @@ def witness(candidate: Candidate, name: str) -> str:
     for op in interpreter._get_ops_details():
         if op["op_name"] in ("QUANTIZE", "DEQUANTIZE", "DELEGATE"):
             continue
-        given = [dtypes[index] for index in op["inputs"] if index >= 0]
-        # Sizes and axes are int32 whatever the precision; so is a static bias, behind the others.
-        read = [dtype for dtype in given if dtype != "int32"]
-        if read[0] in _INTEGERS and dtypes[op["outputs"][0]] == read[0]:
+        read = {dtypes[index] for index in op["inputs"] if index >= 0}
+        written = dtypes[op["outputs"][0]]
+        if written in _INTEGERS and written in read and "float32" not in read:
             return ""
-        if read[0] == "float32" and "int8" in read[1:] and _rounds_its_input(candidate):
+        if written == "float32" and "int8" in read and _rounds_its_input(candidate):
             return ""
-        return f"{op['op_name']} of {name!r} computes over {', '.join(read)}"
+        return f"{op['op_name']} of {name!r} computes over {', '.join(sorted(read))}"
     return "the interpreter has no operator for it"
 
 
@@ -176,8 +176,10 @@ def _rounds_its_input(candidate: LitertCandidate) -> bool:
     return np.array_equal(before[0], after[0])
 
 
-def reason_of(scheme: OpScheme) -> str:
+def reason_of(kind: str, scheme: OpScheme) -> str:
     """Return what a reader of the ledger must know of a scheme beside its realization."""
+    if kind == "embedding":
+        return "rows are looked up in codes, and multiplied by their scales"
     if scheme.mode in ("cast", "weight_only") and scheme.weight is not None:
         return STORED[scheme.weight.dtype]
     return ""

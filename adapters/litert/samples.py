@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as fb
 
 from octavo.plugin import Batch
 
-from .graph import IDENTIFIER, TYPES, buffer_of
+from .graph import TYPES, buffer_of
 
 Shape = tuple[int, ...]
 
@@ -21,61 +20,61 @@ class _Sample(NamedTuple):
 
     Attributes:
         code: The operator.
-        options: The class of its options, without ``Options``.
-        fields: What they say.
         read: Shapes of its activations.
-        held: Shapes of its weight and bias.
         written: Shape of its result.
+        held: Shapes of its weight and bias; or sizes and axes as they are.
+        options: The class of its options, without ``Options``; empty for none.
+        fields: What they say.
     """
 
     code: str
-    options: str
-    fields: Mapping[str, Any]
     read: Sequence[Shape]
-    held: Sequence[Shape]
     written: Shape
+    held: Sequence[Shape | np.ndarray] = ()
+    options: str = ""
+    fields: dict[str, Any] = {}  # noqa: RUF012 - it is read only
 
 
 _STEPS = {"strideH": 1, "strideW": 1}
 _POOL = {"strideH": 2, "strideW": 2, "filterHeight": 2, "filterWidth": 2}
+_SINGLE = {
+    "add": "ADD", "sub": "SUB", "mul": "MUL", "sigmoid": "LOGISTIC", "tanh": "TANH",
+    "gelu": "GELU", "hard_swish": "HARD_SWISH", "elu": "ELU",
+}  # fmt: skip
+"""Op type -> operator, of those that compute each number by itself."""
 
 
 def _samples(n: int) -> dict[str, _Sample]:
     """Return a sample of each op type whose channels are ``n``."""
     side = 2 * max(3, n // 8)
-    image = (1, side, side, n)
+    image, half = (1, side, side, n), (1, side // 2, side // 2, n)
     kernel = [(n, 3, 3, n), (n,)]
     rows, square = (2, 4, n), (2, n, n)
+    whole = np.array(image, np.int32)
+    axes = np.array([1, 2], np.int32)
     kept = {"keepNumDims": True}
-    half = (1, side // 2, side // 2, n)
-    wider = (*image[:3], 2 * n)
+    both = (1, side, side, 2 * n)
+    pair, matrix = [image, image], [(n, n), (n,)]
+    # The rows of the tables below: operator, what it reads, writes and holds, its options.
+    deep = ("TRANSPOSE_CONV", [image], image, [whole, *kernel], "TransposeConv", _STEPS)
     found = {
-        "conv": _Sample("CONV_2D", "Conv2D", _STEPS, [image], kernel, image),
-        "linear": _Sample(
-            "FULLY_CONNECTED", "FullyConnected", kept, [rows], [(n, n), (n,)], rows
-        ),
-        "conv_transpose": _Sample(
-            "TRANSPOSE_CONV", "TransposeConv", _STEPS, [image], kernel, image
-        ),
-        "matmul": _Sample("BATCH_MATMUL", "BatchMatMul", {}, [rows, square], [], rows),
-        "concat": _Sample(
-            "CONCATENATION", "Concatenation", {"axis": 3}, [image] * 2, [], wider
-        ),
-        "avg_pool": _Sample("AVERAGE_POOL_2D", "Pool2D", _POOL, [image], [], half),
-        "mean": _Sample("MEAN", "Reducer", {}, [image], [(1, 2)], (1, n)),
-        "softmax": _Sample("SOFTMAX", "Softmax", {"beta": 1.0}, [rows], [], rows),
-        "leaky_relu": _Sample(
-            "LEAKY_RELU", "LeakyRelu", {"alpha": 0.1}, [image], [], image
-        ),
+        "conv": ("CONV_2D", [image], image, kernel, "Conv2D", _STEPS),
+        "conv_transpose": deep,
+        "linear": ("FULLY_CONNECTED", [rows], rows, matrix, "FullyConnected", kept),
+        "embedding": ("GATHER", [(n,)], (n, n), [(8 * n, n)], "Gather"),
+        "matmul": ("BATCH_MATMUL", [rows, square], rows, (), "BatchMatMul"),
+        "concat": ("CONCATENATION", pair, both, (), "Concatenation", {"axis": 3}),
+        "avg_pool": ("AVERAGE_POOL_2D", [image], half, (), "Pool2D", _POOL),
+        "mean": ("MEAN", [image], (1, n), [axes], "Reducer"),
+        "softmax": ("SOFTMAX", [rows], rows, (), "Softmax", {"beta": 1.0}),
+        "leaky_relu": ("LEAKY_RELU", [image], image, (), "LeakyRelu", {"alpha": 0.1}),
     }
-    for code in ("ADD", "SUB", "MUL"):
-        options = code.capitalize()
-        found[code.lower()] = _Sample(code, options, {}, [image] * 2, [], image)
-    for kind, code in (("sigmoid", "LOGISTIC"), ("tanh", "TANH"), ("gelu", "GELU")):
-        found[kind] = _Sample(code, "", {}, [image], [], image)
-    found["hard_swish"] = _Sample("HARD_SWISH", "", {}, [image], [], image)
-    found["elu"] = _Sample("ELU", "", {}, [image], [], image)
-    return found
+    made = {kind: _Sample(*fields) for kind, fields in found.items()}  # type: ignore[arg-type]
+    for kind, code in _SINGLE.items():
+        inputs = pair if kind in ("add", "sub", "mul") else [image]
+        options = code.capitalize() if len(inputs) > 1 else ""
+        made[kind] = _Sample(code, inputs, image, (), options)
+    return made
 
 
 def sample(kind: str, *, large: bool = False) -> tuple[Any, Batch] | None:
@@ -92,55 +91,47 @@ def sample(kind: str, *, large: bool = False) -> tuple[Any, Batch] | None:
     if found is None:
         return None
     rng = np.random.default_rng(0)
-    batch = {}
+    batch: dict[str, np.ndarray] = {}
     for place, shape in enumerate(found.read):
         batch[f"x{place}"] = rng.normal(size=shape).astype(np.float32)
-    return fb.ModelT.InitFromPackedBuf(_written(found, rng), 0), batch
+    if kind == "embedding":
+        batch = {"x0": np.arange(batch["x0"].size, dtype=np.int32)}
+    return _model(found, batch, rng), batch
 
 
-def _written(found: _Sample, rng: np.random.Generator) -> bytes:
+def _model(
+    found: _Sample, batch: dict[str, np.ndarray], rng: np.random.Generator
+) -> Any:
     model, graph = fb.ModelT(), fb.SubGraphT()
     model.version, model.subgraphs, model.buffers = 3, [graph], [fb.BufferT()]
     graph.tensors = []
 
-    def tensor(
-        name: str, shape: Shape, dtype: str = "float32", data: Any = None
-    ) -> int:
+    def tensor(name: str, like: np.ndarray, *, is_held: bool = False) -> int:
         made = fb.TensorT()
-        made.name, made.shape, made.type = name.encode(), list(shape), TYPES[dtype]
-        if data is not None:
+        made.name, made.shape = name.encode(), list(like.shape)
+        made.type, made.hasRank = TYPES[str(like.dtype)], True
+        if is_held:
             made.buffer = len(model.buffers)
-            model.buffers.append(buffer_of(data))
+            model.buffers.append(buffer_of(like))
         graph.tensors.append(made)
         return len(graph.tensors) - 1
 
-    graph.inputs = [tensor(f"x{at}", s) for at, s in enumerate(found.read)]
+    graph.inputs = [tensor(name, array) for name, array in batch.items()]
     held = []
-    for at, shape in enumerate(found.held):
-        if found.code == "MEAN":
-            held.append(tensor("axes", (2,), "int32", np.array(shape, np.int32)))
-            continue
-        data = rng.normal(size=shape).astype(np.float32)
-        held.append(tensor(f"w{at}", shape, data=data))
-    inputs = [*graph.inputs, *held]
-    if found.code == "TRANSPOSE_CONV":
-        sizes = np.array(found.written, np.int32)
-        inputs = [
-            tensor("sizes", (4,), "int32", sizes),
-            held[0],
-            graph.inputs[0],
-            held[1],
-        ]
+    for place, given in enumerate(found.held):
+        if not isinstance(given, np.ndarray):
+            given = rng.normal(size=given).astype(np.float32)
+        held.append(tensor(f"w{place}", given, is_held=True))
+    # These read their activation behind what they hold.
+    first = {"TRANSPOSE_CONV": 2, "GATHER": 1}.get(found.code, 0)
     node, code = fb.OperatorT(), fb.OperatorCodeT()
-    code.builtinCode = getattr(fb.BuiltinOperator, found.code)
-    code.version, code.deprecatedBuiltinCode = 1, min(code.builtinCode, 127)
+    node.inputs = [*held[:first], *graph.inputs, *held[first:]]
+    node.outputs = graph.outputs = [tensor("y", np.empty(found.written, np.float32))]
     if found.options:
         node.builtinOptionsType = getattr(fb.BuiltinOptions, f"{found.options}Options")
         node.builtinOptions = getattr(fb, f"{found.options}OptionsT")()
         vars(node.builtinOptions).update(found.fields)
-    node.inputs = inputs
-    node.outputs = graph.outputs = [tensor("y", found.written)]
+    code.version, code.builtinCode = 1, getattr(fb.BuiltinOperator, found.code)
+    code.deprecatedBuiltinCode = min(code.builtinCode, 127)
     graph.operators, model.operatorCodes = [node], [code]
-    packer = flatbuffers.Builder(1024)
-    packer.Finish(model.Pack(packer), IDENTIFIER)
-    return bytes(packer.Output())
+    return model

@@ -118,7 +118,7 @@ class LitertSession(Session):
                 )
             else:
                 realization = offered.realization(op, scheme)
-                reason = reason_of(scheme)
+                reason = reason_of(op.type, scheme)
                 ledger[op.name] = parameters[op.name].line(realization, reason)
         return LitertCandidate(model, recipe, ledger, view.inputs, self.config)
 

@@ -34,6 +34,7 @@ TO_CORE: Mapping[str, Axes] = {
     "DEPTHWISE_CONV_2D": (3, 0, 1, 2),
     "TRANSPOSE_CONV": (3, 0, 1, 2),
     "FULLY_CONNECTED": (0, 1),
+    "GATHER": (0, 1),
 }
 """Operator -> axes of its weight in the file, in the core's order.
 
@@ -44,13 +45,15 @@ convolution (inputs, outputs, height, width).
 
 CARRIERS = (
     "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "TRANSPOSE", "MAX_POOL_2D", "PAD", "SLICE",
-    "STRIDED_SLICE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "RESIZE_NEAREST_NEIGHBOR",
-    "RELU", "RELU6",
+    "STRIDED_SLICE", "SPACE_TO_DEPTH", "DEPTH_TO_SPACE", "SPACE_TO_BATCH_ND", "TILE",
+    "BATCH_TO_SPACE_ND", "RESIZE_NEAREST_NEIGHBOR", "SPLIT", "GATHER", "RELU", "RELU6",
 )  # fmt: skip
 """Operators that move, select or clip values: they take codes as they take numbers."""
 
-_OPERANDS = ("ADD", "MUL", "SUB", "CONCATENATION", "BATCH_MATMUL")
-"""Operators all of whose inputs are activations."""
+_PRODUCTS = [code for code in TO_CORE if code != "GATHER"]
+
+_PLACES = {"TRANSPOSE_CONV": (2, 1, 3), "GATHER": (1, 0, None)}
+"""Operator -> which inputs are its activation, weight and bias; else 0, 1 and 2."""
 
 _ACTIVATIONS = {
     fb.ActivationFunctionType.RELU: "relu",
@@ -86,6 +89,11 @@ class Site:
         return tuple(int(self.node.inputs[at]) for at in self.positions)
 
     @property
+    def carries(self) -> bool:
+        """True if it may move codes as they are."""
+        return self.code in CARRIERS and self.weight is None and bool(self.positions)
+
+    @property
     def axes(self) -> Axes:
         """The weight's axes in the file, in the core's order."""
         return TO_CORE[self.code]
@@ -95,17 +103,25 @@ def parts(graph: Graph, node: Any) -> tuple[Axes, int | None, int | None]:
     """Return which inputs of an operator are activations, the weight and the bias."""
     code = graph.code(node)
     if code in TO_CORE:
-        at, weight, bias = (2, 1, 3) if code == "TRANSPOSE_CONV" else (0, 1, 2)
+        at, weight, bias = _PLACES.get(code, (0, 1, 2))
         held = graph.constant(int(node.inputs[weight]))
-        if held is not None and held.dtype == np.float32:
+        is_table = code != "GATHER" or _is_table(held, node.builtinOptions)
+        if held is not None and held.dtype == np.float32 and is_table:
             return (at,), weight, bias
-    if code in _OPERANDS:
-        return tuple(range(len(node.inputs))), None, None
     read = [at for at, index in enumerate(node.inputs) if graph.varies(index)]
+    if code == "CONCATENATION":
+        read = list(range(len(node.inputs)))
     return tuple(read[:1] if code in CARRIERS else read), None, None
 
 
-def refusal(graph: Graph, node: Any, positions: Axes) -> str:
+def _is_table(held: np.ndarray | None, options: Any) -> bool:
+    """True for rows that are looked up one by one."""
+    return (
+        held is not None and held.ndim == 2 and not (options.axis or options.batchDims)
+    )
+
+
+def refusal(graph: Graph, node: Any, positions: Axes, weight: int | None) -> str:
     """Return why an operator must stay float; empty where it need not."""
     options = node.builtinOptions
     activation = getattr(options, "fusedActivationFunction", 0)
@@ -113,10 +129,12 @@ def refusal(graph: Graph, node: Any, positions: Axes) -> str:
         return "no integer kernel takes its fused activation"
     if getattr(options, "weightsFormat", 0):
         return "its weight is stored in shuffled order"
-    if not all(graph.varies(node.inputs[at]) for at in positions):
-        return "one of its operands is a constant"
-    if graph.code(node) in TO_CORE and len(positions) > 1:
+    code = graph.code(node)
+    if code in _PRODUCTS and weight is None:
         return "its weight is no constant of float32"
+    is_whole = all(graph.varies(node.inputs[at]) for at in positions)
+    if not is_whole or (code == "BATCH_MATMUL" and len(positions) < 2):
+        return "one of its operands is a constant"
     return ""
 
 
