@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from octavo.plugin import (
     Adapter,
     Batch,
     Capability,
     ModelError,
-    NonFiniteWeight,
     PartConfig,
     raised_as,
     read_recipe,
@@ -39,11 +36,9 @@ class LitertAdapter(Adapter):
 
         Raises:
             ModelError: If it is no .tflite model, is quantized already, or cannot be run.
-            NonFiniteWeight: If a weight holds NaN or Inf.
         """
         session = LitertSession(Graph.from_source(source), self._settings)
         refuse_quantized(session.graph)
-        _refuse_non_finite(session)
         # LiteRT says here, and not in the first trial, if it lacks an operator.
         session.check()
         return session
@@ -69,15 +64,6 @@ class LitertAdapter(Adapter):
             data = path.read_bytes()
         inputs = input_infos(Graph.from_bytes(data))
         return LitertCandidate(data, recipe, ledger, inputs, self._settings)
-
-
-def _refuse_non_finite(session: LitertSession) -> None:
-    for op in session.describe().ops:
-        for weight in op.weights:
-            if not np.isfinite(session.tensor(weight.name)).all():
-                raise NonFiniteWeight(
-                    f"tensor {weight.name!r} of op {op.name!r} holds NaN or Inf; repair the model"
-                )
 
 
 def refuse_quantized(graph: Graph) -> None:

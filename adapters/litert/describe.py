@@ -16,12 +16,14 @@ from octavo.plugin import (
     ModelView,
     Op,
     Weight,
+    macs,
+    shared_weights,
     tied_groups,
     unclaimed_of,
+    unique_names,
 )
 
 from .graph import Graph
-from .naming import macs, shared_weights, unique_names
 from .site import KINDS, TO_CORE, Site, attributes, parts, refusal
 
 _IMAGES = ("conv", "conv_transpose", "max_pool", "avg_pool")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from octavo.plugin import (
-    FLOAT,
-    Applied,
     Batch,
     Capability,
     HeldWeight,
@@ -18,10 +17,10 @@ from octavo.plugin import (
     ModelView,
     OpParameters,
     Recipe,
-    SchemeError,
     Session,
     Sink,
     feed,
+    ledger_lines,
     nearest,
 )
 
@@ -70,14 +69,13 @@ class LitertSession(Session):
     ) -> int:
         """Run the float model; the wanted values are its outputs."""
         places = {name: self.described.places[name] for name in values}
-        tensors = list(dict.fromkeys(index for index, _ in places.values()))
-        inputs = self.describe().inputs
-        computed = [index for index in tensors if index not in self.graph.inputs]
+        indices = dict.fromkeys(index for index, _ in places.values())
+        computed = [index for index in indices if index not in self.graph.inputs]
         wanted = computed or self.graph.outputs
         model = Running(Emission(self.described, {}).model(wanted), self.config)
         count = 0
         for batch in batches:
-            fed = list(feed(batch, inputs).values())
+            fed = list(feed(batch, self.describe().inputs).values())
             found = dict(zip(self.graph.inputs, fed, strict=True))
             found.update(zip(wanted, model(fed), strict=True))
             for name, (index, lay_out) in places.items():
@@ -92,42 +90,31 @@ class LitertSession(Session):
             raise ModelError(f"the model has no weight {name!r}{nearest(name, found)}")
         return found[name]
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> LitertCandidate:
         """Write the model anew, each op in its precision."""
-        offered = self.capability()
-        view = self.describe()
-        for name, given in parameters.items():
-            if name not in view.by_name:
-                known = nearest(name, view.by_name)
-                raise ModelError(f"the model has no op {name!r}{known}")
-            offered.realization(view.by_name[name], given.scheme)
-        emission = Emission(self.described, parameters)
+        view, emission = self.describe(), Emission(self.described, parameters)
         model = emission.model()
-        ledger: dict[str, Applied] = {}
-        for op in view.ops:
-            scheme = recipe[op.name]
-            if op.name in emission.carried:
-                ledger[op.name] = Applied(FLOAT, FLOAT, "codes")
-            elif scheme.is_float:
-                ledger[op.name] = Applied(FLOAT, FLOAT, reason=op.out_of_reach)
-            elif op.name not in parameters:
-                raise SchemeError(
-                    f"op {op.name!r} is to run as [{scheme}], but no parameters were given for it"
-                )
-            else:
-                realization = offered.realization(op, scheme)
-                reason = reason_of(op.type, scheme)
-                ledger[op.name] = parameters[op.name].line(realization, reason)
-        return LitertCandidate(model, recipe, ledger, view.inputs, self.config)
+        lines = ledger_lines(
+            view,
+            parameters,
+            self.capability(),
+            carriers=emission.carried,
+            reason=partial(reason_of, recipe),
+        )
+        return LitertCandidate(model, recipe, lines, view.inputs, self.config)
 
     def reference(self) -> LitertCandidate:
         """Return the model as it was given."""
-        return self.apply(Recipe({}, backend="litert"), {})
+        return self.carry_out(Recipe({}, backend="litert"), {})
 
     def check(self) -> None:
-        """Refuse a model that LiteRT cannot run."""
+        """Refuse a model that LiteRT cannot run.
+
+        Raises:
+            ModelError: With what LiteRT says.
+        """
         _ = self.reference().compiled
 
     def fingerprint(self) -> str:

@@ -21,7 +21,7 @@ from .case import AdapterCase, Arrays, outputs, rms
 from .reference import forward, rounded, rounded_forward
 
 Tail = Callable[[np.ndarray], np.ndarray]
-"""What the runtime fused behind the op."""
+"""What the runtime fused behind the op, and in which order of axes it puts the result out."""
 
 
 def _nothing(y: np.ndarray) -> np.ndarray:
@@ -32,7 +32,16 @@ def _relu(y: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(y, 0))
 
 
-TAILS: tuple[Tail, ...] = (_nothing, _relu)
+def _channels_last(y: np.ndarray) -> np.ndarray:
+    """Return what a runtime writes that keeps the channels of images last."""
+    return np.moveaxis(y, 1, -1) if y.ndim > 2 else y
+
+
+def _relu_channels_last(y: np.ndarray) -> np.ndarray:
+    return _channels_last(_relu(y))
+
+
+TAILS: tuple[Tail, ...] = (_nothing, _relu, _channels_last, _relu_channels_last)
 SAME = 1e-3
 """Share of a float result by which the kit's own float64 may differ from it."""
 
@@ -97,7 +106,7 @@ class Visible:
         op: The op.
         seen: What it reads, for each batch, float64.
         place: Which output of the model it writes.
-        tail: What is fused behind it.
+        tail: What is fused behind it, and the order of the axes.
     """
 
     bench: Bench
