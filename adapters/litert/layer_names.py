@@ -1,0 +1,88 @@
+"""Operators of a converted Keras model, named by the layers that they come from."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import Any
+
+from ai_edge_litert import schema_py_generated as schema
+
+PRODUCTS = frozenset(
+    {
+        schema.BuiltinOperator.CONV_2D,
+        schema.BuiltinOperator.DEPTHWISE_CONV_2D,
+        schema.BuiltinOperator.FULLY_CONNECTED,
+        schema.BuiltinOperator.TRANSPOSE_CONV,
+    }
+)
+"""Operators with a weight, which take the bare name of their layer."""
+
+_CODES = {number: name for name, number in vars(schema.BuiltinOperator).items()}
+
+
+def named_by_layers(model: Any, keras: Any) -> None:
+    """Rename what operators return: ``block/conv`` in place of ``model_1/block_1/conv_1/..``.
+
+    A product that is alone in its layer has the layer's name; other operators have their kind
+    behind it: ``attention/softmax``. What no layer is known of keeps the name that it has.
+
+    Args:
+        model: As the schema classes hold it; its names change.
+        keras: The Keras model that it was converted from.
+    """
+    main = model.subgraphs[0]
+    reader = _Reader(keras)
+    found: dict[str, list[tuple[Any, str]]] = defaultdict(list)
+    for operator in main.operators:
+        code = model.operatorCodes[operator.opcodeIndex]
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        tensor = main.tensors[operator.outputs[0]]
+        path = reader.path(tensor.name.decode(), is_product=number in PRODUCTS)
+        if not path and operator.outputs[0] in list(main.outputs):
+            path = reader.last
+        if path:
+            found[path].append((tensor, _CODES[number].lower()))
+    products = {_CODES[number].lower() for number in PRODUCTS}
+    for path, made in found.items():
+        weighted = [tensor for tensor, kind in made if kind in products]
+        for tensor, kind in made:
+            is_alone = [tensor] == weighted or len(made) == 1
+            tensor.name = (path if is_alone else f"{path}/{kind}").encode()
+
+
+class _Reader:
+    """Finds layers in the names that tracing gives: scopes, numbered where a name was taken."""
+
+    def __init__(self, keras: Any) -> None:
+        layers = [layer for layer in keras._flatten_layers() if layer is not keras]
+        self.layers = {layer.name for layer in layers}
+        self.weighted = {layer.name for layer in layers if hasattr(layer, "kernel")}
+        self.root = keras.name
+        outputs = list(getattr(keras, "outputs", None) or ())
+        self.last = ""
+        if len(outputs) == 1:
+            self.last = outputs[0]._keras_history.operation.name
+
+    def path(self, name: str, *, is_product: bool) -> str:
+        """Return the layers that a name tells, joined; empty where it tells none.
+
+        Fused operators have all their names, between semicolons.
+        """
+        paths = [self._of_scopes(part) for part in name.split(";")]
+        if is_product:
+            paths.sort(key=lambda path: not self.weighted.isdisjoint(path[-1:]))
+        return "/".join(paths[-1])
+
+    def _of_scopes(self, part: str) -> list[str]:
+        scopes = part.split("/")
+        # The second trace of a model numbers all of its scopes, its own among them.
+        is_numbered = scopes[0] != self.root
+        found: list[str] = []
+        for scope in scopes[1:-1]:
+            plain = re.sub(r"_\d+$", "", scope) if is_numbered else scope
+            if plain in self.layers and plain not in found:
+                found.append(plain)
+            elif scope in self.layers and scope not in found:
+                found.append(scope)
+        return found
