@@ -9,6 +9,9 @@ from pydantic import Field
 
 from octavo.plugin import AdapterPart, PartConfig, hookimpl
 
+_EAGER = "tensorflow.python.eager.polymorphic_function"
+"""Where TensorFlow defines what ``tf.function`` makes."""
+
 
 class LitertConfig(PartConfig):
     """How .tflite models are run and written.
@@ -34,7 +37,16 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             LitertConfig,
             "LiteRT (TensorFlow Lite) models on XNNPACK's and the built-in integer kernels",
             hint="pip install 'octavo[litert]'",
-            models=("ai_edge_litert.schema_py_generated.ModelT",),
-            suffixes=(".tflite",),
+            models=(
+                "ai_edge_litert.schema_py_generated.ModelT",
+                "keras.src.models.model.Model",
+                "tf_keras.src.engine.training.Model",
+                f"{_EAGER}.polymorphic_function.Function",
+                f"{_EAGER}.concrete_function.ConcreteFunction",
+                "tensorflow.python.trackable.autotrackable.AutoTrackable",
+            ),
+            suffixes=(".tflite", ".keras", ".h5", ".hdf5"),
+            holds=("saved_model.pb",),
+            accepts=("onnx",),
         ),
     )

@@ -17,6 +17,7 @@ from octavo.plugin import (
 
 from . import LitertConfig
 from .candidate import MODEL, LitertCandidate
+from .conversion import is_converted, to_flatbuffer
 from .describe import input_infos
 from .graph import Graph
 from .offers import capability
@@ -34,10 +35,19 @@ class LitertAdapter(Adapter):
     def open(self, source: Any, example: Batch | None = None) -> LitertSession:
         """Open a path, or a model as LiteRT's schema classes hold it.
 
+        What is no model of LiteRT yet becomes one here: Keras' and TensorFlow's models by
+        TensorFlow's converter, ONNX files by this backend's own.
+
         Raises:
-            ModelError: If it is no .tflite model, is quantized already, or cannot be run.
+            MissingFramework: If it is a model of TensorFlow, which is not installed.
+            ModelError: If it is no .tflite model and cannot become one, is quantized already, or
+                cannot be run.
         """
-        session = LitertSession(Graph.from_source(source), self._settings)
+        if is_converted(source):
+            graph = Graph.from_source(source)
+        else:
+            graph = Graph.from_bytes(to_flatbuffer(source, example))
+        session = LitertSession(graph, self._settings)
         refuse_quantized(session.graph)
         # LiteRT says here, and not in the first trial, if it lacks an operator.
         session.check()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,16 @@ def to_flatbuffer(source: Any, example: Batch | None = None) -> bytes:
         return _in_users_words(converted)
 
 
+def is_converted(source: Any) -> bool:
+    """True for what LiteRT takes as it is: a ``.tflite`` file, or one that is read already."""
+    is_path = isinstance(source, (str, Path))
+    return (
+        Path(source).suffix == ".tflite"
+        if is_path
+        else isinstance(source, schema.ModelT)
+    )
+
+
 def _tensorflow() -> Any:
     """Import TensorFlow.
 
@@ -144,8 +155,9 @@ def _of_keras(tensorflow: Any, model: Any, example: Batch | None) -> _Converted:
                 "the Keras model has never been called, so its shapes are unknown: call it on a "
                 "batch, or give calibration data"
             )
-        arguments, named = _arguments(example)
-        model(*arguments, **named)
+        # Keras' models take one tree of arrays; of (inputs, labels) it is the first.
+        call = example.args if isinstance(example, Call) else example
+        model(call if isinstance(call, Mapping) else call[0])
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         model.export(folder, verbose=False)
         found = _of_saved_model(tensorflow, Path(folder))
@@ -176,9 +188,17 @@ def _traced(tensorflow: Any, function: Any, example: Batch | None) -> Any:
         raise ModelError(
             "the tf.function takes any shapes: give it an input_signature, or calibration data"
         )
-    arguments, named = _arguments(example)
-    specs = tensorflow.nest.map_structure(_any_batch(tensorflow), (arguments, named))
-    return function.get_concrete_function(*specs[0], **specs[1])
+    if isinstance(example, Mapping):
+        ordered, named = (), dict(example)
+    elif isinstance(example, Call):
+        ordered, named = example.args, dict(example.kwargs)
+    else:
+        # What is beyond its parameters are labels.
+        count = len(signature(function.python_function).parameters)
+        ordered, named = tuple(example)[:count], {}
+    kind = _any_batch(tensorflow)
+    specs, by_name = tensorflow.nest.map_structure(kind, (ordered, named))
+    return function.get_concrete_function(*specs, **by_name)
 
 
 def _any_batch(tensorflow: Any) -> Any:
@@ -190,21 +210,14 @@ def _any_batch(tensorflow: Any) -> Any:
     return spec
 
 
-def _arguments(batch: Batch) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if isinstance(batch, Call):
-        return batch.args, batch.kwargs
-    # Keras takes inputs by name as one mapping.
-    return (batch,) if isinstance(batch, Mapping) else tuple(batch), {}
-
-
 def _in_users_words(converted: _Converted) -> bytes:
     """Return the file with inputs and outputs in the model's order, and named operators."""
     model = schema.ModelT.InitFromPackedBuf(bytearray(converted.data), 0)
     main = model.subgraphs[0]
-    for signature in model.signatureDefs or ():
-        if signature.subgraphIndex == 0:
-            main.inputs = _ordered(main.inputs, signature.inputs, converted.inputs)
-            main.outputs = _ordered(main.outputs, signature.outputs, converted.outputs)
+    for entry in model.signatureDefs or ():
+        if entry.subgraphIndex == 0:
+            main.inputs = _ordered(main.inputs, entry.inputs, converted.inputs)
+            main.outputs = _ordered(main.outputs, entry.outputs, converted.outputs)
     if converted.model is not None:
         named_by_layers(model, converted.model)
     writer = flatbuffers.Builder(1024)

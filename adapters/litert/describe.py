@@ -173,10 +173,12 @@ class Described:
         """
         index = int(node.inputs[at])
         name = self._value(index)
+        if kind not in ("linear", "matmul"):
+            return name
         shape = self.graph.shape(index)
         width = shape[-1] if weight is None else weight.shape[1]
         is_row = index not in self._images and shape[-1] in (width, None)
-        if kind not in ("linear", "matmul") or is_row or not width:
+        if is_row or not width:
             return name
         self.places[f"{name}:rows"] = (index, lambda array: array.reshape(-1, width))
         return f"{name}:rows"

@@ -57,7 +57,12 @@ class _Reader:
     def __init__(self, keras: Any) -> None:
         layers = [layer for layer in keras._flatten_layers() if layer is not keras]
         self.layers = {layer.name for layer in layers}
-        self.weighted = {layer.name for layer in layers if hasattr(layer, "kernel")}
+        # Batch norm has vectors only: what it folds into has the operator's name.
+        self.weighted = {
+            layer.name
+            for layer in layers
+            if any(len(weight.shape) > 1 for weight in layer.weights)
+        }
         self.root = keras.name
         outputs = list(getattr(keras, "outputs", None) or ())
         self.last = ""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_api_compat import is_array_api_obj
 
 from octavo.core.errors import DataError, UnsafeFile
-from octavo.core.values.calls import named_leaves
+from octavo.core.values.calls import Call, named_leaves
 from octavo.core.values.trees import is_array, mapped
 
 BATCH_SIZE = 32
@@ -28,9 +29,26 @@ def is_factory(source: Any) -> bool:
 def raw_batches(source: Any) -> Iterator[Any]:
     """Yield the batches of a source of any form but a factory, as they are.
 
+    Arrays of libraries that are not of the Array API standard (TensorFlow's) become NumPy's.
+
     Raises:
         DataError: If it cannot be read.
     """
+    for batch in _as_they_are(source):
+        if isinstance(batch, Call):
+            ordered, named = mapped((batch.args, dict(batch.kwargs)), _standard)
+            yield Call(*ordered, **named)
+        else:
+            yield mapped(batch, _standard)
+
+
+def _standard(leaf: Any) -> Any:
+    """Return an array of a library that is not of the Array API standard as NumPy's."""
+    is_foreign = is_array(leaf) and not is_array_api_obj(leaf)
+    return np.asarray(leaf) if is_foreign and hasattr(leaf, "__array__") else leaf
+
+
+def _as_they_are(source: Any) -> Iterator[Any]:
     if isinstance(source, (str, Path)):
         source = load_arrays(Path(source))
     if hasattr(source, "get_next"):

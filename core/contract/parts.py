@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import model_validator
@@ -136,17 +137,22 @@ class AdapterPart(Part[T]):
             counts.
         suffixes: File suffixes it opens (``.onnx``).
         accepts: Interchange formats it opens from another adapter's ``export`` (``onnx``).
+        holds: Names of files; a folder that holds one of them is a model of this adapter.
     """
 
     models: tuple[str, ...] = field(default=())
     suffixes: tuple[str, ...] = field(default=())
     accepts: tuple[str, ...] = field(default=())
+    holds: tuple[str, ...] = field(default=())
 
     def claims(self, model: object) -> bool:
-        """True for an instance of one of :attr:`models`, or a path with one of :attr:`suffixes`."""
+        """True for an instance of one of :attr:`models`, a path with one of :attr:`suffixes`, or a
+        folder with one of the files of :attr:`holds`."""
         is_path = isinstance(model, str) or hasattr(model, "__fspath__")
         if is_path:
-            return str(model).endswith(self.suffixes)
+            path = str(model)
+            is_folder = any(Path(path, name).is_file() for name in self.holds)
+            return is_folder or path.endswith(self.suffixes)
         bases = {
             f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__
         }

@@ -118,7 +118,9 @@ CASES = {
     "pixel shuffle": stacked(conv(3, 8), nn.PixelShuffle(2)),
     "mirrored": stacked(nn.ReflectionPad2d(2), conv(3, 4, 5), nn.ConstantPad2d(1, 2.0)),
     "channels last norm": Of(last_norm, conv(3, 8), nn.LayerNorm(8), nn.Linear(8, 16)),
-    "attention": Of(attention, conv(3, 8, 4, stride=4), nn.Linear(8, 24), nn.Linear(8, 8)),
+    "attention": Of(
+        attention, conv(3, 8, 4, stride=4), nn.Linear(8, 24), nn.Linear(8, 8)
+    ),
     "group norm": stacked(conv(3, 8), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8)),
     "halves": Of(lambda x, c: c(x)[:, :2] * c(x).chunk(2, 1)[1], conv(3, 4)),
     "softmax of channels": Of(lambda x, c: 1 - c(x).softmax(1), conv(3, 4)),
