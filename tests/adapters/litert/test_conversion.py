@@ -31,7 +31,10 @@ def test_a_folder_is_claimed_by_the_file_in_it(tmp_path):
     ("module", "name"),
     [
         ("keras.src.models.model", "Model"),
-        ("tensorflow.python.eager.polymorphic_function.polymorphic_function", "Function"),
+        (
+            "tensorflow.python.eager.polymorphic_function.polymorphic_function",
+            "Function",
+        ),
         (
             "tensorflow.python.eager.polymorphic_function.concrete_function",
             "ConcreteFunction",
