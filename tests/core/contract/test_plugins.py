@@ -99,7 +99,7 @@ def test_listing_imports_no_framework_and_covers_every_kind() -> None:
     )
     assert done.returncode == 0, done.stderr
     counts = dict(zip(KINDS, map(int, done.stdout.split()), strict=True))
-    assert counts["adapters"] == 3
+    assert counts["adapters"] == 5
     assert counts["strategies"] >= 3
 
 
