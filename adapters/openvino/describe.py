@@ -173,9 +173,10 @@ class Description:
         if len(stored) != 2:
             why = "its constant side is not a matrix"
             return self._made(node, "matmul", (0,), why=why)
-        axis = 0 if given["transpose_b"] else 1
-        why = "its left side is transposed" if given["transpose_a"] else ""
-        weight = self._weight(held, stored, axis)
+        # OpenVINO's offline passes have transposed what was stored by inputs.
+        is_plain = given["transpose_b"] and not given["transpose_a"]
+        why = "" if is_plain else "its sides are transposed in an unusual way"
+        weight = self._weight(held, stored, 0 if given["transpose_b"] else 1)
         return self._made(
             node, "linear", (0,), {1: stored}, (weight,), why=why, fuses=True
         )

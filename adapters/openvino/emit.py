@@ -17,6 +17,7 @@ from octavo.plugin import (
     pack,
 )
 
+from .convolving import can_convolve, convolve, kernel_shape
 from .describe import MOVERS, Site
 
 _CODES = {
@@ -35,11 +36,15 @@ class Emitter:
     Args:
         model: A clone of the prepared model; it is changed.
         sites: Of the prepared model.
+        convolves: Static linear ops become convolutions.
     """
 
-    def __init__(self, model: Any, sites: Mapping[str, Site]) -> None:
+    def __init__(
+        self, model: Any, sites: Mapping[str, Site], *, convolves: bool
+    ) -> None:
         self.model = model
         self._sites = sites
+        self._convolves = convolves
         self._nodes = {n.get_friendly_name(): n for n in model.get_ordered_ops()}
         self._weights: dict[tuple[int, tuple[int, ...]], Port] = {}
         self._rounded: dict[tuple[str, int, _Key], Port] = {}
@@ -52,6 +57,9 @@ class Emitter:
         # Last: an op that moves values is looked through to who is quantized before it.
         for name, given in parameters.items():
             self._inputs(self._sites[name], given)
+        for name, given in parameters.items():
+            if self._convolves and given.scheme.mode == "static":
+                self._convolve(self._sites[name], given)
         self.model.validate_nodes_and_infer_types()
 
     def _of_op(self, site: Site, given: OpParameters) -> None:
@@ -82,8 +90,7 @@ class Emitter:
         key = (id(tensor), stored)
         if key not in self._weights:
             axis = 0 if site.op.weight is None else site.op.weight.channel_axis
-            is_turned = site.op.type == "linear" and axis == 1
-            self._weights[key] = _numbers(tensor, stored, axis, is_turned=is_turned)
+            self._weights[key] = _numbers(tensor, stored, axis)
         return self._weights[key]
 
     def _look_up(self, gather: Any, tensor: QuantizedTensor) -> None:
@@ -123,6 +130,14 @@ class Emitter:
         made.set_friendly_name(name)
         made.output(0).set_names(names)
         self._nodes[name] = made
+
+    def _convolve(self, site: Site, given: OpParameters) -> None:
+        node = self._nodes[site.node]
+        if site.op.type != "linear" or given.weight is None or not can_convolve(node):
+            return
+        shape = kernel_shape(given.weight.shape[0], given.weight.shape[1], node)
+        made = convolve(node, self._weight(site, shape, given.weight))
+        self._nodes[site.node] = made
 
     # Activations
 
@@ -179,30 +194,24 @@ def fake_quantize(source: Port, params: QuantParams) -> Any:
     return ops.fake_quantize(source, *ends, *ends, levels=high - low + 1)
 
 
-def _numbers(
-    tensor: QuantizedTensor, stored: tuple[int, ...], axis: int, *, is_turned: bool
-) -> Port:
+def _numbers(tensor: QuantizedTensor, stored: tuple[int, ...], axis: int) -> Port:
     """Return the float numbers of a weight's codes.
 
     Args:
         tensor: Codes in the shape that the op states.
         stored: The shape of the model's own constant.
         axis: Channel axis of the stated shape.
-        is_turned: A matrix whose columns are its channels.
     """
     codes = np.asarray(tensor.codes)
     scale = np.asarray(tensor.params.scale, np.float32)
     size = tensor.params.spec.group_size
     if size is not None:
-        matrix = codes.T if is_turned else codes
-        rows, width = matrix.shape
-        blocks = np.ascontiguousarray(matrix).reshape(rows, width // size, size)
+        rows, width = codes.shape
+        blocks = codes.reshape(rows, width // size, size)
         made = _decoded(tensor, blocks, (rows, width // size, 1))
         made = ops.reshape(made, ops.constant(np.array([rows, width])), False)
         if made.get_element_type().get_type_name() != "f32":
             made = ops.convert(made, "f32")
-        if is_turned:
-            made = ops.transpose(made, ops.constant(np.array([1, 0])))
         return made.output(0)
     shape = [1] * len(stored)
     if scale.ndim == 1:
@@ -215,7 +224,7 @@ def _channel_shape(
 ) -> list[int]:
     """Return the shape in which one number per output channel meets a stored weight."""
     shape = [1] * len(stored)
-    if len(stored) == len(stated):
+    if len(stored) == len(stated) or len(stated) == 2:
         shape[axis] = stored[axis]
     elif axis == 0:
         # A grouped convolution: its groups and the outputs of each are two axes.

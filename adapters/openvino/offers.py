@@ -43,6 +43,8 @@ _U8 = QuantSpec(dtype="uint8", symmetric=False)
 _S8 = QuantSpec(dtype="int8")
 _W8 = QuantSpec(dtype="int8", granularity="channel")
 _W8_TENSOR = QuantSpec(dtype="int8")
+STATIC = OpScheme(mode="static", weight=_W8, input=_U8)
+"""What runs fastest."""
 _PRODUCTS = ("linear", "conv", "conv_transpose")
 _RECURRENT = ("lstm", "gru")
 _PLAIN = ("add", "mul", "concat", "avg_pool")
@@ -90,10 +92,12 @@ def _static(kind: str, ask: Ask) -> tuple[Offer, ...]:
     """Static schemes; inputs without a sign come first, as convolutions read them without a
     shift."""
     narrowed = partial(_why_narrowed, kind, ask)
+    # Where sums saturate, the compiler halves the weights of a product with signed inputs.
+    inputs = (_U8,) if saturates(kind, ask) else (_U8, _S8)
     schemes = [
         OpScheme(mode="static", weight=w, input=x)
         for w in (_W8, _W8_TENSOR)
-        for x in (_U8, _S8)
+        for x in inputs
     ]
     return tuple(Offer(scheme, narrowed=narrowed) for scheme in schemes)
 
@@ -171,4 +175,4 @@ def capability(
     offers = {kind: _offers(kind, ask) for kind in wanted}
     offers = {kind: found for kind, found in offers.items() if found}
     versions = {"openvino": ov.get_version()}
-    return Capability("openvino", "cpu", offers, frozenset(), versions)
+    return Capability("openvino", "cpu", offers, frozenset({"rescale"}), versions)

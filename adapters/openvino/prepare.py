@@ -13,6 +13,8 @@ from openvino._offline_transformations import apply_moc_transformations
 
 from octavo.plugin import ModelError, raised_as
 
+from .attention import unguard
+
 WITHOUT_BIAS = "/WithoutBiases"
 """What OpenVINO's ONNX reader adds to the name of a product whose bias it makes an Add of."""
 
@@ -56,6 +58,7 @@ def prepared(source: Any) -> Any:
     kinds = {node.get_friendly_name(): node.get_type_name() for node in _named(source)}
     model = source.clone()
     apply_moc_transformations(model, cf=True)
+    unguard(model)
     taken: set[str] = set()
     nodes = model.get_ordered_ops()
     for node in nodes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from octavo.plugin import (
     Applied,
     Batch,
     Capability,
+    Factors,
+    Group,
     HeldWeight,
     ModelError,
     ModelView,
@@ -22,16 +26,18 @@ from octavo.plugin import (
     Sink,
     feed,
     nearest,
+    one_op_parameters,
 )
 
 from . import OpenVinoConfig
 from .candidate import Executable, OpenVinoCandidate, compile_model
 from .describe import Description
 from .emit import Emitter
-from .offers import capability
+from .offers import STATIC, capability
 from .prepare import digest, prepared
+from .rescaling import rescale, rescale_groups
 from .samples import sample
-from .witness import ledger
+from .witness import executed, ledger
 
 
 class OpenVinoSession(Session):
@@ -40,17 +46,27 @@ class OpenVinoSession(Session):
     Args:
         source: An ``ov.Model``; never changed.
         config: The card's settings.
+        rescaled: A prepared model with other channels, and the groups of the one it was made of.
     """
 
-    def __init__(self, source: Any, config: OpenVinoConfig) -> None:
+    def __init__(
+        self,
+        source: Any,
+        config: OpenVinoConfig,
+        rescaled: tuple[Any, tuple[Group, ...]] | None = None,
+    ) -> None:
         self.config = config
         self._source = source
-        self._found = Description(prepared(source))
+        model = prepared(source) if rescaled is None else rescaled[0]
+        self._found = Description(model)
+        view = self._found.view
+        groups = (*view.groups, *rescale_groups(self._found.sites))
+        self._view = replace(view, groups=groups if rescaled is None else rescaled[1])
         self._watched: tuple[tuple[str, ...], Executable] | None = None
 
     def describe(self) -> ModelView:
         """Return the ops, values and groups."""
-        return self._found.view
+        return self._view
 
     def capability(self) -> Capability:
         """Return what this CPU executes, established on models of one op."""
@@ -98,10 +114,16 @@ class OpenVinoSession(Session):
     ) -> OpenVinoCandidate:
         """Carry a recipe out, and read in the execution graph what became of each op."""
         model = self._found.model.clone()
-        Emitter(model, self._found.sites).emit(parameters)
+        Emitter(model, self._found.sites, convolves=convolves()).emit(parameters)
         candidate = OpenVinoCandidate(model, self.config, recipe, {})
         lines = ledger(self._found.sites, parameters, candidate.compiled.compiled, {})
         return candidate.with_ledger(lines)
+
+    def rescale(self, factors: Mapping[str, Factors]) -> OpenVinoSession:
+        """Return a session with other channels and the same function."""
+        groups = self._view.groups
+        model = rescale(self._found.model, self._found.sites, groups, factors)
+        return OpenVinoSession(self._source, self.config, (model, groups))
 
     def reference(self) -> OpenVinoCandidate:
         """Return the model as it was given."""
@@ -124,3 +146,19 @@ def probe(
         raise ModelError(f"there is no model of a {kind}")
     model, batch = found
     return OpenVinoSession(model, config), batch
+
+
+@lru_cache
+def convolves() -> bool:
+    """True where 8-bit convolutions have a better kernel than 8-bit matrix products.
+
+    Read off the kernel's name: a matrix product that is no ``brgemm`` is a plain loop.
+    """
+    session, _ = probe(OpenVinoConfig(threads=1), "linear")
+    (op,) = session.describe().ops
+    given = {op.name: one_op_parameters(op, STATIC, session.tensor)}
+    model = session._found.model.clone()
+    Emitter(model, session._found.sites, convolves=False).emit(given)
+    nodes = executed(compile_model(model, session.config))
+    kernels = [n.primitive for n in nodes[op.name] if n.layer == "FullyConnected"]
+    return not any("brgemm" in kernel for kernel in kernels)

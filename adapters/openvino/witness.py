@@ -13,7 +13,7 @@ from .describe import MOVERS, Site
 _INTEGERS = frozenset({"i8", "u8"})
 _PACKED = frozenset({"i8", "u8", "i4", "u4", "u2", "nf4", "f4e2m1", "f8e4m3", "f8e5m2"})
 _LAYERS = {
-    "linear": {"FullyConnected", "MatMul"}, "conv": {"Convolution"},
+    "linear": {"FullyConnected", "MatMul", "Convolution"}, "conv": {"Convolution"},
     "conv_transpose": {"Deconvolution"}, "matmul": {"MatMul", "Subgraph"},
     "embedding": {"Gather"}, "lstm": {"RNNSeq", "RNNCell"}, "gru": {"RNNSeq", "RNNCell"},
 }  # fmt: skip
