@@ -51,5 +51,7 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             ),
             suffixes=(".onnx",),
             accepts=("onnx",),
+            # External data, under names that begin as the model's does.
+            files=("{name}*",),
         ),
     )

@@ -133,16 +133,22 @@ class AdapterPart(Part[T]):
     """An adapter also says which models are its own, without importing anything.
 
     Attributes:
-        models: Class paths (``torch.nn.modules.module.Module``) of native models; any base class
-            counts.
-        suffixes: File suffixes it opens (``.onnx``).
-        accepts: Interchange formats it opens from another adapter's ``export`` (``onnx``).
+        models: Class paths (``torch.nn.modules.module.Module``) of native models, each in the
+            module that defines the class; any base class counts.
+        suffixes: File suffixes it opens (``.onnx``). Two backends may take one suffix or class:
+            the user names one, else the plugin that is loaded first opens it, and that is told.
+        accepts: Interchange formats it opens, another adapter's ``export`` or a user's own file
+            (``onnx``: a path that ends in ``.onnx``).
+        files: What belongs to a model's file beside it, as glob patterns in its folder: ``{name}``
+            is the file's name and ``{stem}`` the same without suffix (``{stem}.bin``). With it a
+            model that cannot fit in memory is refused before it is read. Of a folder, all does.
         holds: Names of files; a folder that holds one of them is a model of this adapter.
     """
 
     models: tuple[str, ...] = field(default=())
     suffixes: tuple[str, ...] = field(default=())
     accepts: tuple[str, ...] = field(default=())
+    files: tuple[str, ...] = field(default=())
     holds: tuple[str, ...] = field(default=())
 
     def claims(self, model: object) -> bool:

@@ -93,8 +93,13 @@ class TuningConfig(Frozen):
             where it is nearer to the float model than before: ``reconstruction``, ``distillation``,
             or settings with ``kind``, in order. ``auto``: the scales, by distillation, where that
             is cheap; an empty list: nothing.
-        backends: Backends to search over; None for the model's own. Names, or settings with
-            ``kind``.
+        backends: Backends to search over; None for the model's own. Names (``onnx``,
+            ``onnx(threads=1)``), or settings with ``kind``. A setting that is a list is searched:
+            ``{"kind": "onnx", "threads": [1, 2]}`` is two backends, and so is a backend that is
+            named twice with different settings.
+        baseline: The backend whose float model everything is measured against, by name or with its
+            settings; None for the model's own where that is searched, and for the one runtime that
+            is searched in its place.
         simulated: Also offer schemes that a backend can only simulate.
         racing: How evaluations of a :class:`~octavo.SampleScore` may be stopped early; None scores
             every sample.
@@ -137,6 +142,7 @@ class TuningConfig(Frozen):
     recover_top: int = Field(default=2, ge=1, le=10**6)
     refine: Refine = "auto"
     backends: tuple[PartTable, ...] | None = None
+    baseline: PartTable | None = None
     simulated: bool = False
     racing: RaceConfig | None = RaceConfig()
     holdout: float = Field(default=0.0, ge=0, lt=1)

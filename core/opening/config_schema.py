@@ -19,9 +19,14 @@ def config_schema(host: PluginHost) -> dict[str, Any]:
         "anyOf": _parts("strategies", host, definitions),
         "default": "auto",
     }
-    backend = {"anyOf": _parts("adapters", host, definitions)}
+    one_backend = _backends(host, definitions)
+    properties["baseline"] = {
+        "anyOf": [*_backend_texts(host), *one_backend, {"type": "null"}],
+        "default": None,
+    }
+    searched = {"anyOf": [*_backend_texts(host), *_searched(one_backend, definitions)]}
     properties["backends"] = {
-        "anyOf": [{"type": "array", "items": backend}, {"type": "null"}],
+        "anyOf": [{"type": "array", "items": searched}, {"type": "null"}],
         "default": None,
     }
     properties["accuracy"] = {"anyOf": _criteria(host, definitions)}
@@ -65,6 +70,39 @@ def _parts(
         definitions.update(inner.pop("$defs", {}))
         definitions[f"{kind}.{name}"] = inner
         found.append({"$ref": f"#/$defs/{kind}.{name}"})
+    return found
+
+
+def _backend_texts(host: PluginHost) -> list[dict[str, Any]]:
+    """Return what a backend may be as text: its name, or its name with settings in brackets."""
+    names = sorted(host.adapters())
+    either = "|".join(names)
+    return [
+        {"type": "string", "enum": names},
+        {"type": "string", "pattern": rf"^({either})\(.*\)$"},
+    ]
+
+
+def _backends(host: PluginHost, definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of each backend, each with one value."""
+    return _parts("adapters", host, definitions)[1:]
+
+
+def _searched(
+    backends: list[dict[str, Any]], definitions: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the settings of each backend where each may be a list of values."""
+    found = []
+    for backend in backends:
+        name = backend["$ref"].rpartition("/")[2]
+        settings = dict(definitions[name])
+        properties = {}
+        for setting, schema in settings["properties"].items():
+            several = {"type": "array", "items": schema, "minItems": 1}
+            is_kind = setting == "kind"
+            properties[setting] = schema if is_kind else {"anyOf": [schema, several]}
+        definitions[f"searched.{name}"] = {**settings, "properties": properties}
+        found.append({"$ref": f"#/$defs/searched.{name}"})
     return found
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,27 @@ from octavo.core.contract.adapter import Adapter, Batch, Opened
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, ModelError, raised_as, shown
-from octavo.core.system.textfiles import absolute
 from octavo.core.values.calls import arrays_in
 from octavo.core.values.graph import ModelView
+from octavo.core.values.recipe import adapter_of
 
+from .backends import (
+    AskedBackend,
+    AskedBackends,
+    asked_backends,
+    kinds_of,
+    only_backend,
+)
+from .choosing import check_memory as check_memory
+from .choosing import find_adapter as find_adapter
+from .choosing import kind_of, reads
 from .config import TuningConfig
-from .mistaken_models import remedy
 
 OTHERS = 3
 """Batches of other shapes than the first that a model is looked at with.
 
 Each costs about a run of it.
 """
-
-HELD = 1.3
-"""Times a model's file, what is held at once: the float weights and the quantized ones."""
-
-GIB = 2**30
 
 
 def plugin_host(settings: TuningConfig) -> PluginHost:
@@ -42,90 +45,6 @@ def plugin_host(settings: TuningConfig) -> PluginHost:
         allow=settings.plugins.allow,
         deny=settings.plugins.deny,
     )
-
-
-def find_adapter(model: Any, host: PluginHost) -> AdapterPart[Adapter]:
-    """Return the card of the backend that a model belongs to.
-
-    Raises:
-        ModelError: If none claims it, or a path does not exist.
-    """
-    if isinstance(model, (str, Path)) and not absolute(model, "a model").exists():
-        raise ModelError(f"{model} does not exist")
-    for card in host.adapters().values():
-        if card.claims(model):
-            check_memory(model)
-            return card
-    raise ModelError(
-        f"no backend takes a {_kind_of(model)}{_way_out(model, host)}. For another framework, "
-        "install its plugin (octavo plugins)"
-    )
-
-
-def _kind_of(model: Any) -> str:
-    if isinstance(model, (str, Path)):
-        return f"file {Path(model).name!r}"
-    return f"{type(model).__module__}.{type(model).__qualname__}"
-
-
-def _way_out(model: Any, host: PluginHost) -> str:
-    """Return what to pass instead of what no backend takes, and what there is to pass."""
-    cards = host.adapters().values()
-
-    def is_claimed(other: Any) -> bool:
-        return any(card.claims(other) for card in cards)
-
-    instead = remedy(model, is_claimed)
-    takes = []
-    for card in cards:
-        kinds = ", ".join((*card.models, *card.suffixes))
-        takes.append(f"{card.name}: {kinds}")
-    return f"{instead}. There are: {'; '.join(takes)}"
-
-
-def check_memory(model: Any, available: int | None = None) -> None:
-    """Refuse a model file that cannot fit.
-
-    The float weights and the quantized ones are held at once.
-
-    Args:
-        model: A path, or anything else (which is in memory already).
-        available: Bytes; None asks the system.
-
-    Raises:
-        ModelError: If the file and what lies beside it as external data are larger than the memory
-            that is free.
-    """
-    if not isinstance(model, (str, Path)):
-        return
-    path = Path(model)
-    needed = int(HELD * _stored_bytes(path))
-    free = _available_memory() if available is None else available
-    if free is not None and needed > free:
-        raise ModelError(
-            f"{path} needs about {needed / GIB:.1f} GiB to be quantized, and {free / GIB:.1f} GiB "
-            "of memory are free; run it on a larger machine, or quantize it in parts"
-        )
-
-
-def _stored_bytes(path: Path) -> int:
-    """Return the size of a model's file with what lies beside it, or of its folder."""
-    if path.is_file():
-        # External data of ONNX lies beside the model under names that begin as the model's does.
-        found = path.parent.glob(f"{glob.escape(path.name)}*")
-    else:
-        found = path.rglob("*")
-    return sum(p.stat().st_size for p in found if p.is_file())
-
-
-def _available_memory() -> int | None:
-    try:
-        rows = dict(
-            line.split(":") for line in Path("/proc/meminfo").read_text().splitlines()
-        )
-        return int(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def open_model(
@@ -143,27 +62,29 @@ def open_model(
         backend: Settings of that backend, or its name.
         example: One batch, for shapes.
     """
-    card = find_adapter(model, host)
-    settings = host.read("adapters", backend) if backend is not None else None
-    if settings is not None and settings.kind != card.name:
-        other = host.adapters()[settings.kind]
-        if not _reads(other, model):
-            raise ConfigError(
-                f"backend {settings.kind!r} does not open a {type(model).__name__}; "
-                f"{card.name!r} does"
-            )
-        card = other
-    return _opened(card, settings, model, example)
+    if backend is None:
+        card = find_adapter(model, host)
+        return _opened(card, card.name, None, model, example)
+    asked = only_backend(backend, host)
+    owner = find_adapter(model, host, (asked.kind,))
+    card = host.adapters()[asked.kind]
+    if not reads(card, model):
+        raise ConfigError(
+            f"backend {asked.kind!r} does not open a {type(model).__name__}; "
+            f"{owner.name!r} does"
+        )
+    return _opened(card, card.name, asked.settings, model, example)
 
 
 def _opened(
     card: AdapterPart[Adapter],
+    name: str,
     settings: PartConfig | None,
     source: Any,
     example: Batch | None,
 ) -> Opened:
     adapter = card.build(settings)
-    named = str(source) if isinstance(source, (str, Path)) else f"a {_kind_of(source)}"
+    named = str(source) if isinstance(source, (str, Path)) else f"a {kind_of(source)}"
     with raised_as(
         ModelError,
         f"{card.name} cannot open {named}",
@@ -172,9 +93,7 @@ def _opened(
         session = adapter.open(source, example)
         view = session.describe()
         _check_names(view)
-        return Opened(
-            card.name, session, view, session.capability(), (), adapter.config
-        )
+        return Opened(name, session, view, session.capability(), (), adapter.config)
 
 
 def _check_names(view: ModelView) -> None:
@@ -193,6 +112,23 @@ def _check_names(view: ModelView) -> None:
                 )
 
 
+@dataclass(frozen=True)
+class Openings:
+    """A model, opened on every backend of a run.
+
+    Attributes:
+        backends: The one that the model is opened on as it was given comes first.
+        data: Calibration data in the form of each, by name; empty where a run needs none.
+        baseline: Name of the backend whose float model everything is measured against.
+        native: Whether all of them are one backend's: score functions are given its own models.
+    """
+
+    backends: list[Opened]
+    data: dict[str, CalibrationData]
+    baseline: str
+    native: bool
+
+
 def open_all(
     model: Any,
     calibration: Any,
@@ -201,75 +137,126 @@ def open_all(
     stack: ExitStack,
     *,
     need_data: bool = True,
-) -> tuple[list[Opened], dict[str, CalibrationData], bool]:
-    """Open the model on every backend of the run: its own first, then the others from its export.
+) -> Openings:
+    """Open the model on every backend of the run.
+
+    As it was given on the first; on others from its file where they read it, else from its export.
 
     Args:
         model: As for :func:`autotune`.
         calibration: As for :func:`autotune`; None where a run needs none.
-        settings: Name the backends.
+        settings: Name the backends and the baseline.
         host: Plugins.
         stack: Closes what must be kept as long as the backends.
-        need_data: Whether there must be calibration data, and a search over it: then the model's
-            own backend has no choices where it was not asked for.
-
-    Returns:
-        The backends; the calibration data in the form of each; whether there is one backend only.
+        need_data: Whether there must be calibration data, and a search over it: then a backend has
+            no choices where it was not asked for.
 
     Raises:
-        ConfigError: If a backend is named twice, or cannot open the model.
+        ConfigError: If a backend is named twice with the same settings, or cannot open the model.
         ModelError: If no backend takes the model, or it cannot be opened.
     """
-    card = find_adapter(model, host)
-    asked = _asked_backends(settings, card, host)
+    tables = settings.backends or ()
+    card = find_adapter(model, host, kinds_of(tables, host))
+    if not need_data:
+        for table in tables:
+            only_backend(table, host)  # nothing compares several values of a setting
+    baseline_asked = settings.baseline if need_data else None
+    asked = asked_backends(tables or (card.name,), host, baseline_asked)
+    first = _as_given(card, asked, host)
     raw = materialize(calibration) if calibration is not None else None
     example = raw.example() if raw is not None else None
-    source = _opened(card, asked.get(card.name), model, example)
+    source = _opened(card, first.name, first.settings, model, example)
     data: dict[str, CalibrationData] = {}
     if raw is not None or need_data:
         own = calibration_data(raw, source.view.inputs, source.view.reading)
         source = _looked_further(source, own)
         data[source.name] = own if _same_framework(card, own.first()) else own.numpy()
     opened = [source]
-    for name, config in asked.items():
-        if name == source.name:
-            continue
-        other = _exported(source, model, host.adapters()[name], config, stack)
+    for wanted in _beside(first, asked):
+        if wanted.kind == card.name:
+            other = _opened(card, wanted.name, wanted.settings, model, example)
+            if data:
+                data[wanted.name] = data[source.name]
+                other = _looked_further(other, data[source.name])
+        else:
+            other = _exported(
+                source, model, host.adapters()[wanted.kind], wanted, stack
+            )
+            if data:
+                numpy = data[source.name].numpy()
+                data[wanted.name] = numpy.for_inputs(other.view.inputs)
         opened.append(other)
-        if data:
-            data[name] = data[source.name].numpy().for_inputs(other.view.inputs)
-    if card.name not in asked:
-        opened[0] = _noted_as_baseline(source, is_alone=len(opened) == 2)
-        if need_data:
-            opened[0] = _without_choices(opened[0])
-    return opened, data, len(opened) == 1
+    baseline = _baseline(source.name, asked)
+    searched = {each.name for each in asked.searched}
+    found = [
+        o if o.name in searched else _unsearched(o, baseline, need_data) for o in opened
+    ]
+    native = len({adapter_of(each.name) for each in opened}) == 1
+    return Openings(found, data, baseline, native)
 
 
-def _asked_backends(
-    settings: TuningConfig, own: AdapterPart[Adapter], host: PluginHost
-) -> dict[str, PartConfig]:
-    """Return the settings of the backends that are asked for, by name; the model's own if none is.
+def _as_given(
+    card: AdapterPart[Adapter], asked: AskedBackends, host: PluginHost
+) -> AskedBackend:
+    """Return the backend that the model is opened on as it was given.
 
-    Raises:
-        ConfigError: If a backend is named twice.
+    It is the first of its card that is asked for. Where none is, it has the settings that all of
+    those have, as far as it knows them (threads): the float model runs as the candidates do.
     """
-    if not settings.backends:
-        return {own.name: own.config.model_validate({"kind": own.name})}
-    asked = [host.read("adapters", b) for b in settings.backends]
-    names = [a.kind for a in asked]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"a backend is named twice: {', '.join(names)}")
-    return dict(zip(names, asked, strict=True))
+    of_card = [each for each in (*asked.searched, asked.baseline) if each is not None]
+    for each in of_card:
+        if each.kind == card.name:
+            return each
+    tables = [each.settings.model_dump(exclude_unset=True) for each in asked.searched]
+    shared = {
+        name: value
+        for name, value in tables[0].items()
+        if name != "kind" and all(table.get(name) == value for table in tables)
+    }
+    known = {n: v for n, v in shared.items() if n in card.config.model_fields}
+    try:
+        settings = host.read("adapters", {**known, "kind": card.name})
+    except ConfigError:
+        # The same word may mean another thing there.
+        settings = host.read("adapters", card.name)
+    return AskedBackend(card.name, settings)
 
 
-def _noted_as_baseline(source: Opened, *, is_alone: bool) -> Opened:
-    """Say that the model's own backend only exports the model and gives the baseline."""
-    baseline = "it is the float baseline"
-    if is_alone:
-        baseline = "its float model there is the baseline, beside the one given"
-    return replace(
-        source, notes=(f"the model's own backend is not searched; {baseline}",)
-    )
+def _beside(first: AskedBackend, asked: AskedBackends) -> Iterator[AskedBackend]:
+    """Yield the backends that are opened after the first, the baseline's last."""
+    for each in asked.searched:
+        if each != first:
+            yield each
+    base = asked.baseline
+    if base is not None and base != first and base not in asked.searched:
+        yield base
+
+
+def _baseline(source: str, asked: AskedBackends) -> str:
+    """Return the name of the backend whose float model is the baseline.
+
+    A search over one foreign runtime is measured against the float model there: same threads,
+    device and runtime.
+    """
+    if asked.baseline is not None:
+        return asked.baseline.name
+    names = [each.name for each in asked.searched]
+    is_one_runtime = len({each.kind for each in asked.searched}) == 1
+    return names[0] if is_one_runtime and source not in names else source
+
+
+def _unsearched(opened: Opened, baseline: str, is_search: bool) -> Opened:
+    """Return a backend that only exports the model or gives the baseline, without choices."""
+    if opened.name == baseline:
+        what = "it is the float baseline"
+    else:
+        what = (
+            f"its float model there is told beside the baseline, which is on {baseline}"
+        )
+    note = f"{opened.name} is not searched; {what}"
+    if not is_search:
+        return replace(opened, notes=(note,))
+    return _without_choices(replace(opened, notes=(note,)))
 
 
 def _looked_further(opened: Opened, data: CalibrationData) -> Opened:
@@ -292,15 +279,15 @@ def _exported(
     source: Opened,
     model: Any,
     card: AdapterPart[Adapter],
-    config: PartConfig,
+    asked: AskedBackend,
     stack: ExitStack,
 ) -> Opened:
     """Open a model on a backend that is not its own.
 
-    From its file if that is an interchange file, else from an export.
+    From its file if it reads that, else from an export.
     """
-    if _reads(card, model):
-        return _opened(card, config, model, None)
+    if reads(card, model):
+        return _opened(card, asked.name, asked.settings, model, None)
     formats = [f for f in card.accepts if f"export:{f}" in source.capability.features]
     if not formats:
         accepted = ", ".join(card.accepts) or "no interchange format"
@@ -311,18 +298,7 @@ def _exported(
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="octavo-"))
     path = Path(folder) / f"model.{formats[0]}"
     source.session.export(formats[0], path)
-    return _opened(card, config, path, None)
-
-
-def _reads(card: AdapterPart[Adapter], model: Any) -> bool:
-    """Return whether a model is the path of an interchange file that a backend reads.
-
-    It may be another backend's own format.
-    """
-    return (
-        isinstance(model, (str, Path))
-        and Path(model).suffix.lstrip(".") in card.accepts
-    )
+    return _opened(card, asked.name, asked.settings, path, None)
 
 
 def _same_framework(card: AdapterPart[Adapter], batch: Batch) -> bool:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from octavo.core.contract.adapter import Opened
 from octavo.core.values.graph import Op
+from octavo.core.values.recipe import adapter_of
 from octavo.core.values.scheme import Frozen, Mode, OpScheme, PartChoice
 
 from .alternatives import Alternative, AlternativeTable, Chain, PartTable
@@ -41,7 +42,8 @@ class Rule(Frozen):
     Attributes:
         ops: Names or patterns (``encoder.layer.0.*``); None for any.
         types: Op types (``linear``, ``conv``); None for any.
-        backends: Only for these backends; None for any.
+        backends: Only for these backends; None for any. A plain name is all of its settings
+            that are searched (``onnx``), and ``onnx(threads=1)`` is one of them.
         keep: ``float`` leaves the ops alone, until a later rule says scheme, mode, weight or
             keep.
         scheme: A scheme by name, ``format[+method...]``: it says mode, weight, input, algorithm and
@@ -115,7 +117,8 @@ class Rule(Frozen):
 
     def matches(self, op: Op, backend: str) -> bool:
         """Return whether this rule speaks about ``op``."""
-        if self.backends is not None and backend not in self.backends:
+        names = (backend, adapter_of(backend))
+        if self.backends is not None and not set(names) & set(self.backends):
             return False
         if self.types is not None and op.type not in self.types:
             return False

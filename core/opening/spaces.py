@@ -12,6 +12,7 @@ from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, nearest
 from octavo.core.quantizing.float_reasons import why_fixed
 from octavo.core.values.graph import Op
+from octavo.core.values.recipe import adapter_of
 from octavo.core.values.scheme import (
     FLOAT,
     OpScheme,
@@ -181,7 +182,8 @@ def _why_no_match(rule: Rule, opened: Sequence[Opened]) -> str:
         if kind not in types:
             meant = nearest(kind, types)
             return f"names op type {kind!r}, which this model does not have{meant}"
-    backends = [o.name for o in opened]
+    names = [name for o in opened for name in (o.name, adapter_of(o.name))]
+    backends = list(dict.fromkeys(names))
     for backend in rule.backends or ():
         if backend not in backends:
             meant = nearest(backend, backends)

@@ -68,6 +68,7 @@ class ReportData:
         baseline: The float model.
         best: The best trial; None if none completed.
         trials: All trials after the baseline.
+        floats: The float model on other backends than the baseline's, by name.
         confirmed: The best model's scores after it was saved and loaded again; empty where that was
             turned off.
         holdout: (float model's, best model's) scores on data that the search never saw; None where
@@ -104,6 +105,7 @@ class ReportData:
     baseline: Trial
     best: Trial | None
     trials: Sequence[Trial]
+    floats: Mapping[str, Trial] = field(default_factory=dict)
     confirmed: Mapping[str, float] = field(default_factory=dict)
     holdout: tuple[Mapping[str, float], Mapping[str, float]] | None = None
     certificate: str = ""

@@ -102,7 +102,7 @@ def next_steps(data: ReportData, folder: str | Path | None = None) -> NextSteps:
         data: The run.
         folder: Where its result is saved; None where it is not.
     """
-    backend = (data.best or data.baseline).recipe.backend
+    backend = (data.best or data.baseline).recipe.adapter
     place = None if folder is None else Path(folder)
     file = None if place is None else model_file(place / MODEL)
     is_missed = not data.goal_met
@@ -209,7 +209,7 @@ def _after_a_miss(data: ReportData) -> Iterator[Step]:
 def _learning(closest: Trial, data: ReportData) -> Iterator[Step]:
     """Yield what may be learned from data, where nothing was and the backend can."""
     was_tried = any(trial.recipe.recovery for trial in data.trials)
-    if was_tried or closest.recipe.backend not in _LEARNS:
+    if was_tried or closest.recipe.adapter not in _LEARNS:
         return
     modes = {scheme.mode for scheme in closest.recipe.schemes.values()}
     if "weight_only" in modes:

@@ -61,6 +61,7 @@ class _Facts(Frozen):
     best: JsonTable
     baseline: JsonTable
     trials: tuple[JsonTable, ...]
+    floats: dict[str, JsonTable] = Field(default_factory=dict)
     config: JsonTable = Field(default_factory=dict)
     settings: JsonTable = Field(default_factory=dict)
     backend_settings: JsonTable = Field(default_factory=dict)
@@ -104,6 +105,7 @@ def _gathered(facts: _Facts, title: str) -> ReportData:
         baseline=baseline,
         best=best if best.number else None,
         trials=trials,
+        floats={name: Trial.from_json(row) for name, row in facts.floats.items()},
         confirmed=facts.confirmed or {},
         holdout=_held_out(facts.holdout),
         certificate=_certificate(facts.certificate),

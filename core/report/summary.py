@@ -16,7 +16,7 @@ from . import text
 from .model import ReportData
 from .next_steps import NextSteps, next_steps
 from .tables import TextTable, table
-from .trial_tables import backends
+from .trial_tables import backends, floats
 
 Row = tuple[object, ...]
 """One row of a table, cell by cell."""
@@ -160,6 +160,8 @@ def _parts(data: ReportData, steps: NextSteps) -> Iterator[TextTable | Text]:
     several = backends(data)
     if several is not None:
         yield several
+    if (in_float := floats(data)) is not None:
+        yield in_float
     yield left_in_float(data)
     if data.coverage.total:
         yield float_weights(data.coverage)

@@ -146,22 +146,62 @@ def backends(data: ReportData) -> TextTable | None:
     if len(names) < 2:
         return None
     best = {name: best_of(data, name) for name in names}
-    measured = list(_measured_columns([t for t in best.values() if t is not None]))
+    found = [trial for trial in best.values() if trial is not None]
+    measured = list(_measured_columns(found))
+    own = [
+        n for n in data.baseline.objectives if any(_of_own(t, n, data) for t in found)
+    ]
     rows: list[tuple[object, ...]] = []
     for name, trial in best.items():
         if trial is None:
-            rows.append((name, *["-"] * (3 + len(measured))))
+            rows.append((name, *["-"] * (3 + len(measured) + len(own))))
             continue
         costs = [tell(trial.objectives.get(of)) for of, _, tell in measured]
+        costs += [_of_own(trial, objective, data) or "-" for objective in own]
         score = text.sure(trial, data.metric)
         rows.append((name, f"#{trial.number}", score, *costs, _ops(trial)))
     headings = [heading for _, heading, _ in measured]
+    headings += [f"{objective} of its own float" for objective in own]
     of_score = score_heading(data.metric, [t for t in best.values() if t is not None])
     columns = ("backend", "trial", of_score, *headings, "ops")
-    title = "The best of each backend; float's figures are of the same rounds"
+    title = (
+        "The best of each backend; float's figures are of the same rounds, on "
+        f"{data.baseline.recipe.backend}"
+    )
     return table(
         columns, rows, title, right=columns[1:-1], least=("ops", *reversed(headings))
     )
+
+
+def _of_own(trial: Trial, objective: str, data: ReportData) -> str:
+    """Return an objective as a share of the float model's on the trial's own backend: what
+    quantization does, whatever the runtime does; '' where that is not known."""
+    own = data.floats.get(trial.recipe.backend)
+    mine = trial.objectives.get(objective)
+    if mine is None or mine.ratio is None:
+        return ""
+    if own is None:
+        is_baseline = trial.recipe.backend == data.baseline.recipe.backend
+        return f"{mine.ratio:.3g}" if is_baseline and data.floats else ""
+    base = own.objectives.get(objective)
+    return f"{mine.ratio / base.ratio:.3g}" if base is not None and base.ratio else ""
+
+
+def floats(data: ReportData) -> TextTable | None:
+    """Return the float model on each backend, where there were several."""
+    if not data.floats:
+        return None
+    every = (data.baseline, *data.floats.values())
+    measured = list(_measured_columns(every))
+    rows: list[tuple[object, ...]] = []
+    for trial in every:
+        costs = [tell(trial.objectives.get(name)) for name, _, tell in measured]
+        rows.append((trial.recipe.backend, text.sure(trial, data.metric), *costs))
+    headings = [heading for _, heading, _ in measured]
+    columns = ("float model on", score_heading(data.metric, every), *headings)
+    source = data.baseline.recipe.backend
+    title = f"What a runtime alone gains; ratios are to the float model on {source}"
+    return table(columns, rows, title, right=columns[1:], least=headings[::-1])
 
 
 def _ops(trial: Trial) -> str:

@@ -17,6 +17,7 @@ from octavo.core.errors import (
     OctavoError,
     raised_as,
 )
+from octavo.core.scoring.evaluation import ArrayModel
 from octavo.core.system.textfiles import absolute, read_table
 from octavo.core.values.recipe import Recipe
 from octavo.core.values.scheme import Frozen
@@ -117,6 +118,33 @@ def load_candidate(
         # The model's own file does not say what was learned.
         return candidate.with_ledger(candidate.ledger, made_by)
     return candidate
+
+
+def load_model(
+    folder: str | Path,
+    model: Any = None,
+    *,
+    backend: Mapping[str, Any] | None = None,
+    arrays: bool | None = None,
+    host: PluginHost | None = None,
+) -> Any:
+    """Load a saved result as the kind of object that its :attr:`Quantized.model` was.
+
+    Args:
+        folder: As for :func:`load_candidate`, which says what is raised.
+        model: Likewise.
+        backend: Likewise.
+        arrays: Whether it takes and returns arrays whatever the backend
+            (:class:`~octavo.ArrayModel`), or is the backend's own model; None does as the run did:
+            arrays after a search over several backends.
+        host: Plugins.
+    """
+    candidate = load_candidate(folder, model, backend=backend, host=host)
+    place = absolute(folder, "a saved result")
+    if arrays is None and place.is_dir():
+        # Older results do not say it, and were loaded as the backend's own model.
+        arrays = bool(read_manifest(place).get("arrays", False))
+    return ArrayModel(candidate) if arrays else candidate.native
 
 
 def _backend_of_file(path: Path, host: PluginHost) -> str:

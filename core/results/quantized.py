@@ -35,7 +35,7 @@ class Quantized:
     Attributes:
         candidate: The backend's object.
         native: Whether :attr:`model` is the backend's own (an nn.Module, a callable session) or
-            arrays in, arrays out.
+            arrays in, arrays out; :func:`octavo.load` returns the same kind.
         notes: What the user should know.
         coverage: Which weights of the model are quantized and which stay float, and why.
         backend_settings: Of the backend that it was made with: threads, device, providers, ...; it
@@ -97,6 +97,7 @@ class Quantized:
             "bits_per_weight": dict(self.bits_per_weight),
             "coverage": self.coverage.to_json(),
             "backend_settings": dict(self.backend_settings),
+            "arrays": not self.native,
             "ops": self._ops(),
             "inputs": self._inputs(),
             "notes": list(self.notes),

@@ -40,7 +40,9 @@ class Result(Quantized):
         reason: Why the search ended and, where the goal was missed, by how much.
         best: The winner's trial; the baseline where nothing could be quantized, or what was is no
             gain.
-        baseline: The float model's trial.
+        baseline: The float model's trial, on the backend that everything is measured against.
+        floats: Backend -> the float model's trial on it, of those beside the baseline's: what the
+            runtime alone gains.
         trials: All trials, without the baseline.
         config: The settings.
         goal: The goal in one line.
@@ -71,6 +73,7 @@ class Result(Quantized):
     reason: str = ""
     best: Trial = field(kw_only=True)
     baseline: Trial = field(kw_only=True)
+    floats: Mapping[str, Trial] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     config: TuningConfig = field(default_factory=TuningConfig)
     goal: str = ""
@@ -164,6 +167,7 @@ class Result(Quantized):
             "goal": self.goal,
             "best": self.best.to_json(),
             "baseline": self.baseline.to_json(),
+            "floats": {name: t.to_json() for name, t in self.floats.items()},
             "holdout": asdict(self.holdout) if self.holdout else None,
             "certificate": asdict(self.certificate) if self.certificate else None,
             "confirmed": dict(self.confirmed) if self.confirmed is not None else None,

@@ -93,7 +93,7 @@ def _write(candidate: Candidate, folder: Path, facts: Mapping[str, Any]) -> None
     manifest = {
         "format": FORMAT,
         "octavo": version("octavo"),
-        "backend": candidate.recipe.backend,
+        "backend": candidate.recipe.adapter,
         "recipe": candidate.recipe.to_json(),
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "environment": environment(),

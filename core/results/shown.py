@@ -265,7 +265,7 @@ def code(found: Shown, folder: Path | None) -> str:
     """Return three lines that load the model and run it."""
     view = found.view
     inputs = [(i.name, i.dtype, i.shape) for i in view.inputs] if view else []
-    return loading_code(found.candidate.recipe.backend, folder, inputs)
+    return loading_code(found.candidate.recipe.adapter, folder, inputs)
 
 
 def html_of_result(found: ShownRun) -> str:

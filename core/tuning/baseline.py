@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from octavo.core.contract.adapter import Batch, Opened
+from octavo.core.contract.adapter import Batch, Candidate, Opened
 from octavo.core.contract.objective import Subject
 from octavo.core.errors import EvaluationError, said
 from octavo.core.scoring.certifying import coarseness
@@ -13,6 +14,7 @@ from octavo.core.scoring.evaluation import Scores, sampling_by_metric
 from octavo.core.scoring.noise import Noise
 from octavo.core.scoring.racing import RaceConfig
 from octavo.core.scoring.scoring import first_samples
+from octavo.core.values.recipe import Recipe
 from octavo.core.values.trial import Measurement, Trial
 
 from .bench import Bench
@@ -164,40 +166,84 @@ def unsteadiness(measured: Mapping[str, Measurement]) -> str:
     return ""
 
 
-def compare_with_given(bench: Bench, given: Opened, batch: Batch) -> None:
-    """Tell how the model as given does beside the baseline, which is its export on another backend.
+def float_candidate(opened: Opened) -> Candidate:
+    """Return the float model on a backend, under the name that the run has for this backend."""
+    candidate = opened.session.reference()
+    if candidate.recipe.backend == opened.name:
+        return candidate
+    return candidate.with_ledger(candidate.ledger, Recipe(backend=opened.name))
+
+
+def measure_other_floats(
+    bench: Bench, others: Sequence[tuple[Opened, Batch]], source: str
+) -> None:
+    """Score and measure the float model on each other backend, as candidates are.
+
+    So what a runtime gains is told apart from what quantization does.
 
     Args:
-        bench: The run's.
-        given: The model on its own backend.
-        batch: In its form.
+        bench: The run's; its ``floats`` are filled.
+        others: Backends beside the baseline's, each with a batch in its form.
+        source: The baseline's backend.
     """
-    subject = Subject(given.session.reference(), batch)
+    if others:
+        text = f"figures are shares of the float model's on {source}, the baseline"
+        bench.tell(text, logging.INFO)
+    for opened, batch in others:
+        kept = bench.history.fact(f"float:{opened.name}")
+        if kept is not None:
+            bench.floats[opened.name] = Trial.from_json(kept)
+            continue
+        if bench.clock.lacks_time_for(f"the float model's score on {opened.name}"):
+            return
+        _measure_other_float(bench, opened, batch)
+
+
+def _measure_other_float(bench: Bench, opened: Opened, batch: Batch) -> None:
+    is_searched = bool(opened.capability.offers)
+    which = "the float model" if is_searched else "the float model as given,"
+    candidate = float_candidate(opened)
+    subject = Subject(candidate, batch)
+    began = time.perf_counter()
     try:
-        scores = bench.scoring.full(subject.candidate).metrics
+        scores = bench.scoring.full(subject.candidate)
         measured = bench.measure(subject)
     except Exception as error:
-        bench.tell(
-            f"the float model as given could not be scored on {given.name}: {said(error)}"
-        )
+        bench.tell(f"{which} could not be scored on {opened.name}: {said(error)}")
         return
     finally:
         subject.close()
-    figures = [_figures(scores)]
-    figures += [f"{name} {m.value:.4g} {m.unit}" for name, m in measured.items()]
-    searched = ", ".join(
-        name for name, backend in bench.backends.items() if backend.space.tunable
+    verdict = bench.criterion.judge(bench.baseline.metrics, scores.metrics)
+    trial = Trial(
+        0,
+        candidate.recipe,
+        metrics=scores.metrics,
+        passed=bench.criterion.judge(scores.metrics, bench.baseline.metrics).passed,
+        objectives=measured,
+        seconds={"evaluate": time.perf_counter() - began},
+        sampling=sampling_by_metric(scores),
     )
+    bench.floats[opened.name] = trial
+    bench.history.put(f"float:{opened.name}", trial.to_json())
+    figures = [_figures(scores.metrics)]
+    figures += [f"{name} {_with_ratio(m)}" for name, m in measured.items()]
+    searched = bench.baseline.recipe.backend
     bench.tell(
-        f"the float model as given, on {given.name}: {', '.join(figures)}; "
-        f"the baseline on {searched}: {_figures(bench.baseline.metrics)}"
+        f"{which} on {opened.name}: {', '.join(figures)}; "
+        f"the baseline on {searched}: {_figures(bench.baseline.metrics)}",
+        logging.INFO if is_searched else logging.WARNING,
     )
-    verdict = bench.criterion.judge(bench.baseline.metrics, scores)
-    if not verdict.passed:
+    if not is_searched and not verdict.passed:
         bench.tell(
             f"the export alone loses more than is tolerated: {verdict.reason}; "
             "the goal is kept against the export"
         )
+
+
+def _with_ratio(measured: Measurement) -> str:
+    ratio = measured.ratio
+    share = "" if ratio is None else f" ({ratio:.3g} of the baseline)"
+    return f"{measured.value:.4g} {measured.unit}{share}"
 
 
 def _figures(metrics: Mapping[str, float]) -> str:

@@ -86,6 +86,7 @@ class Bench:
         sensitivities: What knows them, by backend; of those that have a choice.
         narrowed: Leaves the trials among which the strategy lets the objectives decide.
         front: Gives by backend what the strategy believes of loss by size.
+        floats: The float model's trials on other backends than the baseline's, by name.
         refining: Digest of a recipe that refines a winner -> what judges it before it is scored.
     """
 
@@ -108,6 +109,7 @@ class Bench:
     sensitivities: Mapping[str, SensitivityService] = field(default_factory=dict)
     narrowed: Callable[[Sequence[Trial]], Sequence[Trial]] = lambda trials: trials
     front: Callable[[], Mapping[str, Sequence[Believed]]] = dict
+    floats: dict[str, Trial] = field(default_factory=dict)
     refining: dict[str, Judge] = field(default_factory=dict)
 
     @property

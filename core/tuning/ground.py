@@ -29,26 +29,23 @@ class Ground:
     """The model, opened on every backend of the run.
 
     Attributes:
-        opened: The model's own backend first.
+        opened: The one that the model is opened on as it was given comes first.
         data: By backend.
         spaces: By backend.
+        baseline: Name of the backend whose float model is the baseline.
         native: Score functions are given the backend's own model.
     """
 
     opened: tuple[Opened, ...]
     data: Mapping[str, CalibrationData]
     spaces: Mapping[str, TuningSpace]
+    baseline: str
     native: bool
 
     @property
     def source(self) -> Opened:
-        """The backend whose float model is the baseline.
-
-        A search over one foreign backend is measured against the float model there: same threads,
-        device and runtime.
-        """
-        is_one_foreign = len(self.opened) == 2 and not self.opened[0].capability.offers
-        return self.opened[1] if is_one_foreign else self.opened[0]
+        """The backend whose float model is the baseline."""
+        return next(each for each in self.opened if each.name == self.baseline)
 
     def before_narrow_scales(self) -> Ground:
         """Return the same with the spaces that octavo 0.1 had: scales of integers in groups were
@@ -89,7 +86,8 @@ def open_ground(
 ) -> Ground:
     """Open the model on every backend, and build the spaces."""
     settings = asked.settings
-    opened, data, native = open_all(model, calibration, settings, asked.host, stack)
+    found = open_all(model, calibration, settings, asked.host, stack)
+    opened = found.backends
     suggested: Mapping[str, PartChoice] = {}
     if settings.transforms is None and isinstance(asked.strategy, SuggestsTransforms):
         suggested = asked.strategy.suggested
@@ -102,7 +100,8 @@ def open_ground(
         simulated=settings.simulated,
         host=asked.host,
     )
-    return Ground(tuple(opened), data, spaces, native and not arrays)
+    native = found.native and not arrays
+    return Ground(tuple(opened), found.data, spaces, found.baseline, native)
 
 
 def build_backends(

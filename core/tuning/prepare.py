@@ -32,7 +32,7 @@ from octavo.core.values.trial import Trial
 
 from .asked import Asked, Score, build_objectives, read_asked
 from .axes import axes_of
-from .baseline import compare_with_given, measure_baseline
+from .baseline import float_candidate, measure_baseline, measure_other_floats
 from .bench import Bench
 from .ending.acceptance import Acceptance
 from .ending.final_timing import LEAST_SECONDS, expected_seconds
@@ -207,7 +207,7 @@ def _bench(
         backend.realizer.check_weights()
     run_with: Executor = executor or stack.enter_context(_executor(settings))
     source = ground.source
-    reference = Subject(source.session.reference(), ground.data[source.name].first())
+    reference = Subject(float_candidate(source), ground.data[source.name].first())
     stack.callback(reference.close)
     metric = str(settings.accuracy.get("metric") or "score")
     scores = asked.scores
@@ -286,10 +286,10 @@ def _score_float(asked: Asked, ground: Ground, bench: Bench) -> Certifying | Non
         is_optional = asked.scores.share != settings.holdout
         certifying = prepare_certificate(bench, optional=is_optional)
         check_held_out(bench)
-    given = ground.opened[0]
-    is_elsewhere = ground.source is not given
-    if is_elsewhere and not clock.lacks_time_for("the score of the model as given"):
-        compare_with_given(bench, given, ground.data[given.name].first())
+    source = ground.source
+    others = [o for o in ground.opened if o is not source]
+    batches = [ground.data[other.name].first() for other in others]
+    measure_other_floats(bench, list(zip(others, batches, strict=True)), source.name)
     confirming = (bench.yardstick if settings.confirm else None, bench.held_out)
     confirmation = sum(y.confirmation_seconds for y in confirming if y is not None)
     clock.reserve = confirmation + expected_seconds(bench)

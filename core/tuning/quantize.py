@@ -87,11 +87,9 @@ def quantize_model(
         with phases.within(OPENING):
             host = host or plugin_host(settings)
             read_schemes(settings.rules, host)  # a mistake need not wait for the model
-            opened, data, native = open_all(
-                model, calibration, settings, host, stack, need_data=False
-            )
-            target = opened[-1]
-            batches = data.get(target.name)
+            found = open_all(model, calibration, settings, host, stack, need_data=False)
+            target = found.backends[-1]
+            batches = found.data.get(target.name)
             recipe, space, notes = _what_is_asked(asked, target, settings, host)
         realizer = Realizer(
             target,
@@ -111,7 +109,7 @@ def quantize_model(
                 "batches of the model's inputs"
             )
         with raised_as(ModelError, f"{target.name} cannot quantize this model"):
-            if data or realizer.probes():
+            if found.data or realizer.probes():
                 _calibrate(realizer, batches, phases)
             with phases.within(QUANTIZING):
                 candidate = realizer.candidate(recipe)
@@ -122,7 +120,9 @@ def quantize_model(
         said = tuple(dict.fromkeys((*known, *remarks.texts)))
         made_with = target.settings.to_save() if target.settings else {}
         origin = Origin(target, batches, realizer.session(recipe.transforms))
-        return Quantized(candidate, native, said, coverage, made_with, origin=origin)
+        return Quantized(
+            candidate, found.native, said, coverage, made_with, origin=origin
+        )
 
 
 def _calibrate(

@@ -9,7 +9,7 @@ from typing import Any
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import open_model, plugin_host
-from octavo.core.results.loading import load_candidate
+from octavo.core.results.loading import load_model
 from octavo.core.results.result import Result
 from octavo.core.scoring.executor import Executor
 
@@ -111,9 +111,13 @@ def autotune(
 
 
 def load(
-    folder: str | Path, model: Any = None, *, backend: Mapping[str, Any] | None = None
+    folder: str | Path,
+    model: Any = None,
+    *,
+    backend: Mapping[str, Any] | None = None,
+    arrays: bool | None = None,
 ) -> Any:
-    """Load a saved result and return its runnable model.
+    """Load a saved result and return its runnable model: what its ``model`` was.
 
     Args:
         folder: What ``Result.save`` wrote.
@@ -121,11 +125,13 @@ def load(
             (torch).
         backend: Settings of its backend (``{"threads": 4}``, ``{"device": "cpu"}``) in place of
             those that it was made and scored with, which it is loaded with else.
+        arrays: True for arrays in, arrays out whatever the backend, False for the backend's own
+            model; None as it was made: arrays after a search over several backends.
 
     Raises:
         OctavoError: If the folder is no result, is damaged, or needs what is not installed.
     """
-    return load_candidate(folder, model, backend=backend).native
+    return load_model(folder, model, backend=backend, arrays=arrays)
 
 
 __all__ = [

@@ -27,7 +27,8 @@ class Recipe:
         schemes: Op name -> scheme. Float entries are dropped, so that "not named" and "float" are
             one recipe.
         transforms: Model-wide, function-preserving rescalings, in order (``smoothquant``, ...).
-        backend: The adapter that carries it out.
+        backend: The adapter that carries it out: ``onnx``; with settings behind it where a search
+            tells several of them apart: ``onnx(threads=1)``.
         recovery: What is learned from data after quantization, in order (``reconstruction``,
             ``distillation``, ``qat``; see :mod:`octavo.core.contract.recovery`). Left out of JSON
             and of the digest where it is empty.
@@ -64,6 +65,11 @@ class Recipe:
     def __reduce__(self) -> tuple[Any, ...]:
         given = (dict(self.schemes), self.transforms, self.backend, self.recovery)
         return (Recipe, given)
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter, whatever its settings."""
+        return adapter_of(self.backend)
 
     @cached_property
     def digest(self) -> str:
@@ -146,6 +152,11 @@ class Recipe:
                 f"not a recipe: {said(error)}; a recipe has backend, transforms, schemes and ops, "
                 "as Recipe.to_json() writes them"
             ) from error
+
+
+def adapter_of(backend: str) -> str:
+    """Return the name of a backend's adapter: what stands before its settings."""
+    return backend.partition("(")[0]
 
 
 _LABELS: dict[OpScheme, str] = {}

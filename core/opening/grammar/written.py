@@ -137,7 +137,7 @@ def _options(inner: str, text: str) -> list[tuple[str, Scalar]]:
                 f"{shown(inner[position:])}; write it so: {EXAMPLE}"
             )
         name = plain(found["name"]).replace("-", "_")
-        options.append((name, _value(found["value"], name)))
+        options.append((name, read_value(found["value"], name)))
         position = found.end()
         if position == len(inner):
             return options
@@ -149,7 +149,16 @@ def _options(inner: str, text: str) -> list[tuple[str, Scalar]]:
         position += 1
 
 
-def _value(text: str, name: str) -> Scalar:
+def read_value(text: str, name: str) -> Scalar:
+    """Return what an option's text means: a number, true, false, none, or the text.
+
+    Args:
+        text: Of the value; ``"quoted"`` where it is text whatever it looks like.
+        name: Of the option, for the message.
+
+    Raises:
+        ConfigError: If it is no value.
+    """
     if text.startswith('"'):
         try:
             quoted: str = json.loads(text)
@@ -192,4 +201,4 @@ def _why_no_term(text: str, position: int, before: int) -> str:
     return f"scheme {shown(text)} cannot be read from {shown(rest)} on; write it so: {EXAMPLE}"
 
 
-__all__ = ["EXAMPLE", "Term", "Written", "plain", "read"]
+__all__ = ["EXAMPLE", "Term", "Written", "plain", "read", "read_value"]

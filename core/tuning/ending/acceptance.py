@@ -17,7 +17,7 @@ from octavo.core.scoring.scoring import Holdout
 from octavo.core.scoring.yardstick import Judged
 from octavo.core.tuning.bench import Bench
 from octavo.core.tuning.held_out import measure_held_out
-from octavo.core.values.recipe import Recipe
+from octavo.core.values.recipe import Recipe, adapter_of
 from octavo.core.values.trial import Trial
 
 from .final_timing import FinalTiming
@@ -175,7 +175,7 @@ class Acceptance:
         The second is '' if it does.
         """
         bench = self.bench
-        is_own = candidate.recipe.backend == self.opened[0].name
+        is_own = candidate.recipe.adapter == adapter_of(self.opened[0].name)
         with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
             try:
                 facts = {"backend_settings": self.settings_of(candidate.recipe)}

@@ -256,6 +256,7 @@ class Finish:
             reason=reason,
             best=best,
             baseline=bench.baseline,
+            floats=dict(bench.floats),
             trials=bench.trials,
             config=self.settings,
             goal=self.goal,

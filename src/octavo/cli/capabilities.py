@@ -10,10 +10,12 @@ from rich.text import Text
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
+from octavo.core.opening.backends import only_backend
 from octavo.core.opening.opening import open_model
 from octavo.core.opening.speeds import measured
 from octavo.core.report.tables import table
 from octavo.core.values.capability import Capability, Offer
+from octavo.core.values.recipe import adapter_of
 
 from .console import out, show_json, warn
 from .face.options import HOW, INPUT, AsJson, MaybeModel, flag, option
@@ -46,14 +48,14 @@ def capabilities(
     """
     host = PluginHost()
     if backend is not None:
-        host.part("adapters", backend)
+        only_backend(backend, host)
     if model is not None:
         check_model(model, host)
         opened = open_model(source(model), host, backend=backend)
         found = [(opened.capability, {op.type for op in opened.view.ops})]
     else:
         cards = (
-            [host.part("adapters", backend)]
+            [host.part("adapters", adapter_of(backend))]
             if backend
             else list(host.adapters().values())
         )

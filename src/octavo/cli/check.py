@@ -90,8 +90,10 @@ def check(
         in_float = source(float_model) if float_model else None
         candidate = load_candidate(folder, in_float)
         if evaluate is not None:
-            arrays = len(manifest.get("config", {}).get("backends") or ()) > 1
-            model = ArrayModel(candidate) if arrays else candidate.native
+            searched = manifest.get("config", {}).get("backends") or ()
+            # Older results do not say what their score function was given.
+            is_arrays = manifest.get("arrays", len(searched) > 1)
+            model = ArrayModel(candidate) if is_arrays else candidate.native
             raw = score_function(evaluate)(model)
         else:
             assert data is not None, "asked for above"

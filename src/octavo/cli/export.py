@@ -9,6 +9,7 @@ import typer
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
+from octavo.core.opening.backends import only_backend
 from octavo.core.opening.opening import open_model
 from octavo.core.report import text
 from octavo.core.results.result import Quantized, load_candidate
@@ -72,7 +73,7 @@ def export(
         )
     exporter = host.part("exporters", to or "standalone").name
     if backend is not None:
-        host.read("adapters", backend)
+        only_backend(backend, host)
     check_model(result, host, or_result=True)
     _check_empty(output)
     opened = source(result)

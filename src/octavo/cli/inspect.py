@@ -13,6 +13,7 @@ from rich.console import Console
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
+from octavo.core.opening.backends import only_backend
 from octavo.core.opening.opening import open_model
 from octavo.core.report import text
 from octavo.core.report.ledger_tables import ledger_table, legend_table
@@ -56,7 +57,7 @@ def inspect(
     Of a result, and of a quantized .onnx file: what was asked of each op and what runs.
     """
     if backend is not None:
-        PluginHost().part("adapters", backend)
+        only_backend(backend, PluginHost())
     check_model(model, or_result=True)
     opened = source(model)
     if is_result(opened):

@@ -13,6 +13,7 @@ import typer
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
+from octavo.core.opening.backends import only_backend
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.grammar.methods import method_names
 from octavo.core.opening.grammar.named import NamedScheme, is_scheme, scheme_names
@@ -113,7 +114,7 @@ def quantize(
     _check_score(metric_name, evaluate, data)
     _check_data(data, chosen)
     if backend is not None:
-        host.read("adapters", backend)
+        only_backend(backend, host)
     check_model(model, host)
     target = check_target(output or default_folder(model, _last_part(scheme, chosen)))
     with ExitStack() as stack:

@@ -58,7 +58,7 @@ class Made:
     def code(self) -> str:
         """Lines that load the model and run it."""
         facts = self.quantized.facts()
-        backend = self.quantized.candidate.recipe.backend
+        backend = self.quantized.candidate.recipe.adapter
         return loading_code(backend, self.folder, facts["inputs"])
 
     def sizes(self) -> tuple[int, int | None]:
@@ -169,9 +169,9 @@ def plan_of_quantize(
     only_one("transforms", settings.combinations)
     host = PluginHost()
     with ExitStack() as stack:
-        opened, _, _ = open_all(model, batches, settings, host, stack, need_data=False)
+        found = open_all(model, batches, settings, host, stack, need_data=False)
         space = build_space(
-            opened[-1],
+            found.backends[-1],
             settings.rules,
             transforms=settings.combinations,
             require=settings.require,
@@ -184,7 +184,7 @@ def plan_of_quantize(
     notes = space.notes
     applied = space.transforms[-1]
     if isinstance(asked, NamedScheme):
-        taking = preset_recipe(asked, space, opened[-1], host)
+        taking = preset_recipe(asked, space, found.backends[-1], host)
         applied = taking.transforms
         notes = (*notes, *asked.remarks, f"{len(taking)} of {ops} ops take {given}")
     facts = {

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, OctavoError
+from octavo.core.opening.backends import only_backend
 from octavo.core.opening.grammar import aliases
 from octavo.core.opening.grammar.methods import Method, all_methods
 from octavo.core.opening.opening import open_model
@@ -66,7 +67,7 @@ def schemes(
     """
     host = PluginHost()
     if backend is not None:
-        host.part("adapters", backend)
+        only_backend(backend, host)
     if time and data is None:
         raise ConfigError("--time runs the model on samples: give --data")
     if data is not None:

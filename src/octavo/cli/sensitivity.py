@@ -113,20 +113,20 @@ def sensitivity(
         raise ConfigError("calibration samples are missing: give --data")
     existing(data, "--data", SAMPLES)
     settings = TuningConfig.read(
-        config, **({"backends": (backend,)} if backend else {})
+        config, baseline=None, **({"backends": (backend,)} if backend else {})
     )
     host = check_parts(settings)
     check_model(model, host)
     with ExitStack() as stack:
         stack.enter_context(logged(verbose, log_file))
-        opened, given, _ = open_all(
+        openings = open_all(
             source(model),
             list(islice(read_samples(data, labels).batches(batch_size), batches)),
             settings,
             host,
             stack,
         )
-        target = opened[-1]
+        target = openings.backends[-1]
         space = build_space(
             target,
             settings.rules,
@@ -145,12 +145,12 @@ def sensitivity(
             non_finite=settings.non_finite,
             gram_bytes=settings.gram_bytes,
         )
-        realizer.calibrate(given[target.name])
+        realizer.calibrate(openings.data[target.name])
         phases = Phases((stack.enter_context(ProgressDisplay()),), ahead=())
         service = SensitivityService(
             target,
             realizer,
-            tuple(given[target.name]),
+            tuple(openings.data[target.name]),
             save,
             watched=partial(phases.probes, about=f"on {target.name}"),
             output_metric=settings.output_metric,

@@ -47,6 +47,8 @@ _MODE = "relative to float's score, or absolute."
 _MINIMISE = "latency, size, ...; repeat it, the most important first."
 _HOLDOUT = "Of the scored samples, kept to confirm the winner on."
 _STOP = "goal: at the first recipe that passes; budget: use it up."
+_BACKEND = "Search here, by name or with settings: onnx(threads=1); may be repeated."
+_BASELINE = "Backend whose float model everything is measured against."
 _RECOVER = "What the closest trials learn where none passes; may be repeated."
 _TRAIN = "Trains the model it is given, where no trial passes."
 _STORAGE = "History: a file or a database URL; left out: beside the output."
@@ -88,8 +90,9 @@ def tune(
     holdout: Annotated[float | None, option(GOAL, "SHARE", _HOLDOUT)] = None,
     backend: Annotated[
         list[str] | None,
-        option(SEARCH, "NAME", "Search here; may be repeated.", "--backend", "-b"),
+        option(SEARCH, "NAME", _BACKEND, "--backend", "-b"),
     ] = None,
+    baseline: Annotated[str | None, option(SEARCH, "NAME", _BASELINE)] = None,
     strategy: Annotated[
         str | None, option(SEARCH, "NAME", "How it searches; see octavo plugins.")
     ] = None,
@@ -135,6 +138,7 @@ def tune(
         "seed": seed,
         "recover": tuple(recover) if recover else None,
         "backends": tuple(backend) if backend else None,
+        "baseline": baseline,
         "metric": metric,
         "holdout": holdout,
         "higher_is_better": None if lower_is_better is None else not lower_is_better,

@@ -123,6 +123,23 @@ def test_schema_covers_third_parties_and_accepts_the_example() -> None:
         jsonschema.validate({"strateg": "basic"}, schema)
 
 
+def test_schema_knows_settings_that_are_searched() -> None:
+    schema = config_schema(tiny.host())
+    several = {"kind": "onnx", "threads": [1, 2], "providers": [["A"], ["B", "C"]]}
+    for backend in (several, "onnx(threads=1|2)", "onnx"):
+        jsonschema.validate({"backends": [backend], "baseline": "numpy"}, schema)
+    one = {"kind": "onnx", "threads": 1}
+    jsonschema.validate({"backends": ["tiny"], "baseline": one}, schema)
+    for wrong in (
+        {"backends": [{"kind": "onnx", "threads": ["x", 2]}]},
+        {"backends": ["onx(threads=1)"]},
+        {"baseline": {"kind": "onnx", "threads": [1, 2]}},
+        {"baseline": ["onnx", "numpy"]},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, schema)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
+from octavo.core.opening.backends import asked_backends
 from octavo.core.opening.config import TuningConfig
 from octavo.core.opening.opening import plugin_host
 from octavo.core.opening.rule_schemes import read_schemes
@@ -73,7 +74,6 @@ def check_parts(settings: TuningConfig) -> PluginHost:
     host.read("strategies", settings.strategy)
     settings.criterion(host)
     build_objectives(settings.objective.minimise, host)
-    for backend in settings.backends or ():
-        host.read("adapters", backend)
+    asked_backends(settings.backends or (), host, settings.baseline)
     read_schemes(settings.rules, host)
     return host
