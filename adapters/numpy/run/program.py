@@ -13,11 +13,11 @@ import numpy as np
 from octavo.adapters.numpy.graph import Array, Graph, Node
 from octavo.adapters.numpy.kernels.parallel import one_blas_thread
 from octavo.adapters.numpy.kernels.registry import Kernel
+from octavo.core.authoring.feeding import feed
 from octavo.core.errors import ModelError, OctavoError, said
 from octavo.core.values.calls import Batch
 from octavo.core.values.graph import InputInfo
 
-from .feeding import feed
 from .kernels import Kernels
 from .memory import Allocators, Plan, Tracer
 
@@ -76,7 +76,7 @@ class Program:
         Raises:
             DataError: If names, number, rank or lengths are not the graph's.
         """
-        return feed(self.graph.inputs, batch)
+        return list(feed(batch, self.graph.inputs).values())
 
     def run(
         self,

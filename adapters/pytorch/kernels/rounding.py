@@ -29,6 +29,19 @@ def _constant(value: float, device: torch.device) -> Tensor:
     return torch.full((), value, device=device)
 
 
+def as_float32(x: Tensor) -> Tensor:
+    """Return real numbers as float32.
+
+    Raises:
+        TypeError: If they are complex, whose imaginary part a conversion would drop.
+    """
+    if x.dtype == torch.float32:
+        return x
+    if x.is_complex():
+        raise TypeError(f"expected real numbers, got {x.dtype}")
+    return x.float()
+
+
 def quantize_u8(
     x: Tensor,
     scale: float,
@@ -54,7 +67,7 @@ def quantize_u8(
     if torch.compiler.is_compiling():
         rounded = _traced(x, scale, zero_point, factors)
         return rounded.clamp(low, high).to(torch.uint8)
-    x = x if x.dtype == torch.float32 else x.float()
+    x = as_float32(x)
     if factors is None and x.device.type == "cpu" and not missing_quantize():
         codes = _quantized(x, scale, zero_point)
         if (low, high) == (0, 255):
@@ -140,7 +153,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The codes, same shape; the scales, float32, shape (..., 1).
     """
-    x = x if x.dtype == torch.float32 else x.float()
+    x = as_float32(x)
     if x.numel() < _SMALL:
         largest = x.abs().amax(-1, keepdim=True)
     else:

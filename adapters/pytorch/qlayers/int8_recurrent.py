@@ -13,6 +13,7 @@ import torch
 
 from octavo.adapters.pytorch.kernels.layouts import forget, layout
 from octavo.adapters.pytorch.kernels.operators import is_portable
+from octavo.adapters.pytorch.kernels.rounding import as_float32
 from octavo.adapters.pytorch.kernels.saturation import in_reach
 
 from .differentiable import needs_gradient
@@ -81,7 +82,7 @@ class Int8Recurrent(StoredRecurrent):
         for weight in stored:
             matrices += [weight.codes, weight.scale]
         biases = [getattr(self, name).detach() for name in self.floats]
-        given = [s.detach().float() for s in states]
+        given = [as_float32(s.detach()) for s in states]
         form = NetworkForm(
             kind=self.kind,
             layers=self.num_layers,
@@ -91,7 +92,7 @@ class Int8Recurrent(StoredRecurrent):
         run: Any = run_layers
         if compiling:
             run = torch.ops.octavo.int8_recurrent
-        values = x.detach().float()
+        values = as_float32(x.detach())
         y, *last = run(values, sizes, given, matrices, biases, *form)
         after = tuple(s.to(self.dtype) for s in last)
         return y.to(self.dtype), after

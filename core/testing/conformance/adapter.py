@@ -10,6 +10,7 @@ from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.space import TuningSpace
 
+from .calling import Calling
 from .carrying_out import CarryingOut
 from .case import AdapterCase as AdapterCase
 from .case import outputs
@@ -19,19 +20,24 @@ from .declaring import Declaring
 from .describing import Describing
 from .gradients import Gradients
 from .observing import Observing
+from .opening import Opening
 from .reference import KNOWN
 from .rescaling import Rescales
 from .saving import Saving
 from .visible import Bench, Visible, bench_of, visible_ops
+from .witnessing import Witnessing
 
 
 class AdapterConformance(
     Describing,
+    Opening,
     Declaring,
     Observing,
+    Calling,
     CarryingOut,
     Computing,
     Deciding,
+    Witnessing,
     Saving,
     Rescales,
     Gradients,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from octavo.core.contract.adapter import OpParameters
+from octavo.core.contract.adapter import Candidate, OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -47,13 +46,13 @@ class Crafted:
 
     def run(self, decided: OpParameters) -> np.ndarray:
         """Return all outputs of the model under changed decisions, flat."""
-        parameters: Mapping[str, OpParameters] = {
-            **self._others,
-            self.op.name: decided,
-        }
-        candidate = self.bench.opened.session.apply(self.recipe, parameters)
-        found = outputs(candidate, self.bench.case.batches)
+        found = outputs(self.applied(decided), self.bench.case.batches)
         return np.concatenate([y.ravel() for y in found])
+
+    def applied(self, decided: OpParameters) -> Candidate:
+        """Return the model under changed decisions."""
+        changed = {**self._others, self.op.name: decided}
+        return self.bench.opened.session.apply(self.recipe, changed)
 
     # The weight
 

@@ -17,13 +17,6 @@ from .case import AdapterCase
 class Describing:
     """Names, shapes, and every weight accounted for."""
 
-    def test_the_card_claims_the_model(self, case: AdapterCase) -> None:
-        """``autotune`` finds the adapter by its card."""
-        card = case.card
-        assert card.claims(case.model), (
-            f"{card.name}: models {card.models} and suffixes {card.suffixes} do not cover the model"
-        )
-
     def test_describe_is_the_same_every_time(
         self, case: AdapterCase, opened: Opened
     ) -> None:

@@ -72,13 +72,13 @@ def test_a_backend_that_changes_the_model_is_caught(
 
     c = case()
     opened, space, realizer, expected = _pieces(c)
-    apply = TinySession.apply
+    carry_out = TinySession.carry_out
 
     def careless(self, recipe, parameters):
         self.chain.weights[0] += 1e-3
-        return apply(self, recipe, parameters)
+        return carry_out(self, recipe, parameters)
 
-    monkeypatch.setattr(TinySession, "apply", careless)
+    monkeypatch.setattr(TinySession, "carry_out", careless)
     with pytest.raises(AssertionError):
         AdapterConformance().test_nothing_is_changed(
             c, opened, space, realizer, expected

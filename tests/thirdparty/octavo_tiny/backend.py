@@ -158,13 +158,11 @@ class TinySession(Session):
             int(index)
         ]
 
-    def apply(
+    def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> Candidate:
         layers, biases = {}, list(self.chain.biases)
         for name, p in parameters.items():
-            # What is not offered is a SchemeError here.
-            self.capability().realization(self.describe().by_name[name], p.scheme)
             assert p.weight is not None
             x = p.inputs[0] if p.inputs else None
             known = None if x is None else np.array([x.scale, x.zero_point], np.float32)
