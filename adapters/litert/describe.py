@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from octavo.plugin import (
     ModelView,
     Op,
     Weight,
+    channel_streams,
+    keep_companions_float,
     macs,
     shared_weights,
     tied_groups,
@@ -52,7 +54,8 @@ class Described:
         short = [self._names[node.outputs[0]].split(";")[0] for node in nodes]
         named = zip(unique_names(short), nodes, strict=True)
         sites = [self._site(name, node) for name, node in named]
-        ops = shared_weights(site.op for site in sites)
+        movers = [site.op.type for site in sites if site.carries]
+        ops = keep_companions_float(shared_weights(s.op for s in sites), movers)
         self.sites = {
             op.name: replace(site, op=op) for site, op in zip(sites, ops, strict=True)
         }
@@ -61,13 +64,14 @@ class Described:
     def view(self) -> ModelView:
         """The model as the core sees it."""
         ops = tuple(site.op for site in self.sites.values())
+        outputs = tuple(self._names[i] for i in self.graph.outputs)
         concats = [op.name for op in ops if op.type == "concat"]
         scales = [Group(f"concat:{name}", "scale", (name,)) for name in concats]
         return ModelView(
             ops,
-            (*tied_groups(ops, by_type=True), *scales),
+            (*tied_groups(ops), *scales, *channel_streams(ops, outputs, _role)),
             input_infos(self.graph),
-            tuple(self._names[i] for i in self.graph.outputs),
+            outputs,
             unclaimed=unclaimed_of(self.census, ops),
         )
 
@@ -105,6 +109,18 @@ class Described:
                 bias = self.graph.constant(site.node.inputs[site.bias])
                 assert bias is not None
                 found[op.bias] = bias
+        return found
+
+    def in_file(self, arrays: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
+        """Return weights and biases by their tensors, laid out as the file has them."""
+        found: dict[int, np.ndarray] = {}
+        for site in self.sites.values():
+            weight, bias = site.op.weight, site.op.bias
+            if weight is not None and weight.name in arrays:
+                array = arrays[weight.name].transpose(np.argsort(site.axes))
+                found[int(site.node.inputs[site.weight])] = array
+            if bias is not None and bias in arrays:
+                found[int(site.node.inputs[site.bias])] = arrays[bias]
         return found
 
     def _site(self, name: str, node: Any) -> Site:
@@ -182,6 +198,22 @@ class Described:
             return name
         self.places[f"{name}:rows"] = (index, lambda array: array.reshape(-1, width))
         return f"{name}:rows"
+
+
+_KEEP_CHANNELS = (
+    "max_pool", "avg_pool", "pad", "relu", "resize_nearest_neighbor", "space_to_batch_nd",
+    "batch_to_space_nd",
+)  # fmt: skip
+"""Op types that work on each channel of an image by itself, and let factors pass."""
+
+
+def _role(op: Op) -> Literal["", "keeps", "pools", "flattens"]:
+    """Return what an op does to a stream of channels."""
+    if op.type == "mean" and op.attributes.get("axes") == (1, 2):
+        return "pools"
+    if op.type in ("reshape", "squeeze"):
+        return "flattens"
+    return "keeps" if op.type in _KEEP_CHANNELS else ""
 
 
 def _writes_float(graph: Graph, node: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ class Graph:
         with raised_as(ModelError, f"{path} cannot be read"):
             data = path.read_bytes()
         return cls.from_bytes(data)
+
+    def with_constants(self, changed: Mapping[int, np.ndarray]) -> Graph:
+        """Return the same model with other arrays in constant tensors; it shares all else."""
+        model, main = copy(self.model), copy(self.main)
+        model.buffers, main.tensors = list(model.buffers), list(main.tensors)
+        model.subgraphs = [main, *model.subgraphs[1:]]
+        for index, array in changed.items():
+            main.tensors[index] = copy(main.tensors[index])
+            main.tensors[index].buffer = len(model.buffers)
+            model.buffers.append(buffer_of(array))
+        return Graph(model)
 
     def code(self, node: Any) -> str:
         """Return an operator's name in the schema: ``CONV_2D``."""

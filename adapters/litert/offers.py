@@ -134,7 +134,7 @@ def capability(
     tried = LitertConfig(threads=1, delegate=config.delegate)
     offers = established(wanted, partial(_probe, probe, tried), witness)
     versions = {"ai-edge-litert": version("ai-edge-litert")}
-    return Capability("litert", "cpu", offers, versions=versions)
+    return Capability("litert", "cpu", offers, frozenset({"rescale"}), versions)
 
 
 def _probe(probe: Any, config: LitertConfig, kind: str) -> tuple[Session, Batch] | None:

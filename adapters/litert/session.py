@@ -12,6 +12,7 @@ import numpy as np
 from octavo.plugin import (
     Batch,
     Capability,
+    Factors,
     HeldWeight,
     ModelError,
     ModelView,
@@ -22,6 +23,7 @@ from octavo.plugin import (
     feed,
     ledger_lines,
     nearest,
+    rescaled_weights,
 )
 
 from . import LitertConfig
@@ -89,6 +91,13 @@ class LitertSession(Session):
         if name not in found:
             raise ModelError(f"the model has no weight {name!r}{nearest(name, found)}")
         return found[name]
+
+    def rescale(self, factors: Mapping[str, Factors]) -> LitertSession:
+        """Return a session whose channels are scaled in streams of convolutions and linear ops."""
+        view = self.describe()
+        changed = rescaled_weights(view.ops, view.groups, factors, self.tensor)
+        graph = self.graph.with_constants(self.described.in_file(changed))
+        return LitertSession(graph, self.config, self._offered)
 
     def carry_out(
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]

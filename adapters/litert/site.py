@@ -151,6 +151,9 @@ def attributes(graph: Graph, node: Any, kernel: Axes) -> dict[str, Any]:
     activation = getattr(options, "fusedActivationFunction", 0)
     if activation in _ACTIVATIONS:
         found["activation"] = _ACTIVATIONS[activation]
+    axes = graph.constant(int(node.inputs[-1]))
+    if found["litert"] == "MEAN" and axes is not None:
+        found["axes"] = tuple(sorted(int(axis) for axis in axes.reshape(-1)))
     if len(kernel) != 4:
         return found
     wide, narrow = int(node.inputs[0]), int(node.outputs[0])

@@ -38,6 +38,7 @@ from octavo.core.authoring.sites import (
     shared_weights,
     unique_names,
 )
+from octavo.core.authoring.streams import channel_streams, rescaled_weights
 from octavo.core.contract.adapter import (
     Adapter,
     Candidate,
@@ -187,6 +188,7 @@ __all__ = [
     "Absorbed",
     "CompiledCallable",
     "CompiledCandidate",
+    "channel_streams",
     "Flow",
     "RECIPE_FILE",
     "established",
@@ -200,6 +202,7 @@ __all__ = [
     "macs",
     "one_op_parameters",
     "read_recipe",
+    "rescaled_weights",
     "shared_weights",
     "unique_names",
     "write_recipe",
