@@ -11,12 +11,12 @@ from octavo.adapters.numpy.files.archive import load_graph
 from octavo.adapters.numpy.files.source import read
 from octavo.adapters.numpy.prepare.rewrites import optimised
 from octavo.adapters.numpy.run.kernels import Kernels
+from octavo.core.authoring.recipes import ledger_from_json
 from octavo.core.calibration.reading import choose_reading, takes_of
 from octavo.core.contract.adapter import Adapter, Batch
 from octavo.core.contract.parts import PartConfig
 from octavo.core.errors import NonFiniteWeight
 from octavo.core.values.capability import Capability
-from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 
 from . import NumpyConfig
@@ -64,14 +64,11 @@ class NumpyAdapter(Adapter):
     def load(self, folder: Path, model: Any = None) -> NumpyCandidate:
         """Read ``model.npz``."""
         graph, table = load_graph(Path(folder) / MODEL)
-        ledger = {
-            name: Applied.from_json(row)
-            for name, row in table.get("ledger", {}).items()
-        }
         if "recipe" in table:
             recipe = Recipe.from_json(table["recipe"])
         else:
             recipe = Recipe({}, backend="numpy")
+        ledger = ledger_from_json(recipe, table.get("ledger", {}))
         return NumpyCandidate(graph, recipe, ledger, self._kernels())
 
 

@@ -12,9 +12,10 @@ from octavo.adapters.numpy.files.archive import save_graph
 from octavo.adapters.numpy.run.kernels import Kernels
 from octavo.adapters.numpy.run.profiling import bytes_by_op, profile
 from octavo.adapters.numpy.run.program import Program
+from octavo.core.authoring.compiled import as_batch
+from octavo.core.authoring.recipes import ledger_to_json
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import ModelError, raised_as
-from octavo.core.values.calls import Call, plainest
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 
@@ -70,12 +71,7 @@ class NumpyCandidate(Candidate):
         Returns:
             One output as an array, several as a tuple.
         """
-        is_alone = len(arrays) == 1 and not named
-        if is_alone and isinstance(arrays[0], (Mapping, tuple, list, Call)):
-            batch: Any = arrays[0]
-        else:
-            batch = plainest(arrays, named)
-        result = self.run(batch)
+        result = self.run(as_batch(arrays, named))
         return result[0] if len(result) == 1 else result
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
@@ -85,11 +81,10 @@ class NumpyCandidate(Candidate):
 
     def save(self, folder: Path) -> None:
         """Write ``model.npz``: structure, arrays, recipe and ledger."""
-        ledger = {}
-        for name, line in self.ledger.items():
-            stays_float = line.requested.is_float and line.applied.is_float
-            if not stays_float or line.reason:
-                ledger[name] = line.to_json()
+        told = {
+            name: line for name, line in self.ledger.items() if not _says_nothing(line)
+        }
+        ledger = ledger_to_json(told, self.recipe)
         save_graph(
             self.graph, folder / MODEL, recipe=self.recipe.to_json(), ledger=ledger
         )
@@ -129,3 +124,8 @@ class NumpyCandidate(Candidate):
             kernels,
             state["known"],
         )
+
+
+def _says_nothing(line: Applied) -> bool:
+    """True for an op that nobody asked for, and of which nothing is to be told."""
+    return line.requested.is_float and line.applied.is_float and not line.reason

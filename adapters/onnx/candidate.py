@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,14 @@ from octavo.adapters.onnx.kernels.saturation import (
     widen_weights,
 )
 from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, Compiled, compile_model
-from octavo.adapters.onnx.run.feeds import feeds
+from octavo.adapters.onnx.run.feeds import input_infos
+from octavo.core.authoring.compiled import as_batch
+from octavo.core.authoring.feeding import feed
+from octavo.core.authoring.recipes import ledger_from_json, ledger_to_json
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.errors import DataError, ModelError, said
+from octavo.core.values.calls import shown
+from octavo.core.values.graph import InputInfo
 from octavo.core.values.json_form import canonical_json
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
@@ -72,6 +78,11 @@ class OnnxCallable:
                 self._session = compile_model(self.graph, self.config).session
         return self._session
 
+    @cached_property
+    def inputs(self) -> tuple[InputInfo, ...]:
+        """What the session takes."""
+        return input_infos(self.session.get_inputs())
+
     @property
     def model(self) -> onnx.ModelProto:
         """The model as a ModelProto, tensors included."""
@@ -90,13 +101,7 @@ class OnnxCallable:
         Raises:
             DataError: If names, ranks or shapes are not the model's.
         """
-        batch: Batch = arrays
-        if len(arrays) == 1 and isinstance(arrays[0], Mapping):
-            batch = {**arrays[0], **named}
-        elif named:
-            names = [i.name for i in self.session.get_inputs()]
-            batch = {**dict(zip(names, arrays, strict=False)), **named}
-        outputs = self.run(batch)
+        outputs = self.run(as_batch(arrays, named))
         if len(outputs) == 1:
             return outputs[0]
         return outputs
@@ -108,13 +113,12 @@ class OnnxCallable:
             DataError: If names, ranks or shapes are not the model's, or ONNX Runtime cannot run it
                 on them.
         """
-        given = feeds(self.session.get_inputs(), batch)
+        given = feed(batch, self.inputs)
         try:
             return tuple(self.session.run(None, given))
         except RUNTIME_ERRORS as error:
-            shapes = ", ".join(f"{name} {array.shape}" for name, array in given.items())
             raise DataError(
-                f"ONNX Runtime cannot run the model on {shapes}: {said(error)}"
+                f"ONNX Runtime cannot run the model on {shown(given)}: {said(error)}"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -178,7 +182,7 @@ class OnnxCandidate(Candidate):
         model = self._native.graph
         # The graph that is saved is the one that runs: what the file says beside it goes again.
         kept = dict(model.metadata_props)
-        lines = {op: line.to_row() for op, line in self.ledger.items()}
+        lines = ledger_to_json(self.ledger, self.recipe)
         model.metadata_props[RECIPE_KEY] = canonical_json(self.recipe.to_json())
         model.metadata_props[LEDGER_KEY] = canonical_json(lines)
         try:
@@ -233,8 +237,7 @@ def load_candidate(folder: Path, config: OnnxConfig, read: Any) -> OnnxCandidate
             "open it as a float model instead"
         ) from error
     recipe = Recipe.from_json(json.loads(raw_recipe))
-    lines = json.loads(raw_ledger)
-    ledger = {op: Applied.from_row(recipe[op], line) for op, line in lines.items()}
+    ledger = ledger_from_json(recipe, json.loads(raw_ledger))
     # What was saved on a processor with VNNI may saturate on this one.
     if saturates(config.providers) and widen_weights(model):
         ledger = {op: _widened(line) for op, line in ledger.items()}

@@ -74,7 +74,7 @@ class Program:
         """Return a batch as arrays in the order of the inputs.
 
         Raises:
-            DataError: If names, number, rank or lengths are not the graph's.
+            DataError: If names, number, shapes or types are not the graph's.
         """
         return list(feed(batch, self.graph.inputs).values())
 

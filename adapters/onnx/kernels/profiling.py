@@ -16,7 +16,8 @@ import onnx_ir as ir
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.describe.owners import TURNS_INTO_FLOATS, Owners
 from octavo.adapters.onnx.run.compiling import compile_model
-from octavo.adapters.onnx.run.feeds import feeds
+from octavo.adapters.onnx.run.feeds import input_infos
+from octavo.core.authoring.feeding import feed
 from octavo.core.contract.adapter import Batch
 from octavo.core.contract.attribution import Step, by_op, owners_of
 from octavo.core.values.layers import REST
@@ -50,7 +51,7 @@ def profile(
         compiled = compile_model(model, config, inspect=True, profile=prefix)
         session = compiled.session
         try:
-            given = feeds(session.get_inputs(), batch)
+            given = feed(batch, input_infos(session.get_inputs()))
             session.run(None, given)
             end = time.perf_counter() + seconds
             is_first = True

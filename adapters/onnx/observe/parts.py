@@ -13,7 +13,8 @@ from onnx_ir import DataType, Graph, Model, Value
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.run.compiling import compile_model
-from octavo.adapters.onnx.run.feeds import feeds
+from octavo.adapters.onnx.run.feeds import input_infos
+from octavo.core.authoring.feeding import feed
 from octavo.core.contract.adapter import Batch
 from octavo.core.values.calls import flat, named
 
@@ -98,7 +99,7 @@ def _measured_sizes(
 ) -> dict[str, int]:
     """Return value -> elements, as one run of a batch has them."""
     session = parts_session(model, config, names, sizes=True)
-    given = feeds(session.get_inputs(), batch)
+    given = feed(batch, input_infos(session.get_inputs()))
     found = session.run([f"{name}_size" for name in names], given)
     return dict(zip(names, map(int, found), strict=True))
 

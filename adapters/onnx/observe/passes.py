@@ -12,7 +12,8 @@ import onnx_ir as ir
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.scopes import scopes, walk
-from octavo.adapters.onnx.run.feeds import feeds
+from octavo.adapters.onnx.run.feeds import input_infos
+from octavo.core.authoring.feeding import feed
 from octavo.core.contract.adapter import Batch, Sink
 from octavo.core.errors import DataError, ModelError, nearest
 from octavo.core.system.log import get_logger, remark
@@ -102,7 +103,7 @@ class _Run:
             self._parts = make_parts(self._model, self._config, batch, names)
             self.seen.parts = len(self._parts)
         first = self._parts[0].session
-        given = feeds(first.get_inputs(), batch)
+        given = feed(batch, input_infos(first.get_inputs()))
         _check_finite(given, self.seen.batches)
         for name in self._inputs:
             self._sink(name, given[name])

@@ -27,8 +27,9 @@ from octavo.adapters.onnx.run.compiling import (
     compile_model,
     compile_proto,
 )
-from octavo.adapters.onnx.run.feeds import feeds
+from octavo.adapters.onnx.run.feeds import input_infos
 from octavo.adapters.onnx.run.parts import part
+from octavo.core.authoring.feeding import feed
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.contract.recall import Room
 from octavo.core.errors import ModelError
@@ -125,7 +126,7 @@ class Reuse:
         inputs = session.get_inputs()
         room = Room()
         for batch in self._batches:
-            given = feeds(inputs, batch)
+            given = feed(batch, input_infos(inputs))
             arrays = session.run(names, given)
             size = sum(array.nbytes for array in arrays)
             if not room.take(size):
@@ -134,7 +135,7 @@ class Reuse:
             known.append({**given, **at_cuts})
         # The outputs of the model as it is: one with more outputs may be fused otherwise.
         whole = compile_model(self._model, self._config).session
-        first = feeds(whole.get_inputs(), self._batches[0])
+        first = feed(self._batches[0], input_infos(whole.get_inputs()))
         outputs = whole.run(None, first)
         return known, tuple(outputs)
 
