@@ -48,16 +48,15 @@ def _as_it_is(
 
     Most are like that, and a small model's call takes no longer than the whole check would.
     """
-    if len(inputs) == 1 and type(batch) is np.ndarray:
-        batch = (batch,)
-    if type(batch) not in (tuple, dict) or len(batch) != len(inputs):
+    given: Any = batch
+    if type(given) is np.ndarray:
+        given = (given,)
+    is_named = type(given) is dict
+    if not (is_named or type(given) is tuple) or len(given) != len(inputs):
         return None
     fed: dict[str, np.ndarray] = {}
     for index, info in enumerate(inputs):
-        key = index if type(batch) is tuple else info.name
-        if type(batch) is dict and key not in batch:
-            return None
-        value = batch[key]
+        value = given.get(info.name) if is_named else given[index]
         if type(value) is not np.ndarray or value.dtype != _dtype_of(info.dtype):
             return None
         if info.shape is not None and not _fits(value.shape, info.shape):
