@@ -49,5 +49,6 @@ def octavo_adapters() -> Iterable[AdapterPart[Any]]:
             models=("openvino._ov_api.Model",),
             suffixes=(".xml",),
             accepts=("onnx",),
+            files=("{stem}.bin",),
         ),
     )

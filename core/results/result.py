@@ -16,6 +16,7 @@ from octavo.core.scoring.scoring import Holdout
 from octavo.core.system.redaction import redacted
 from octavo.core.values.graph import ModelView
 from octavo.core.values.layers import Layer
+from octavo.core.values.recipe import adapter_of
 from octavo.core.values.trial import Trial
 
 from . import shown
@@ -116,17 +117,26 @@ class Result(Quantized):
     def best_of(self, backend: str) -> Trial | None:
         """Return the best trial of a backend that passes; None where none does.
 
+        Args:
+            backend: ``onnx`` for all of its settings that were searched, ``onnx(threads=1)`` for
+                one of them.
+
         Raises:
             ConfigError: If the run had no such backend.
         """
         tried = {trial.recipe.backend for trial in self.trials}
-        known = sorted(tried | set(self.views))
+        named = tried | set(self.views)
+        known = sorted(named | set(map(adapter_of, named)))
         if backend not in known:
             raise ConfigError(
                 f"this run had no backend {backend!r}{nearest(backend, known)}; "
                 f"it had {', '.join(known)}"
             )
-        own = [trial for trial in self.trials if trial.recipe.backend == backend]
+        own = [
+            trial
+            for trial in self.trials
+            if backend in (trial.recipe.backend, trial.recipe.adapter)
+        ]
         return choose(own, self.objectives)
 
     def trials_frame(self) -> Any:

@@ -56,7 +56,8 @@ def quantize_model(
             choice), and with at most one alternative of transforms.
         calibration: As for :func:`autotune`; needed where a scheme asks for ranges found in
             calibration.
-        backend: The backend; None for the model's own.
+        backend: The backend; None for the model's own, or what a recipe says of it (a saved one
+            its backend, one of a search over settings these).
         host: Plugins.
         progress: Whether a :class:`~octavo.ProgressDisplay` shows how it goes: None does on a
             terminal and in a notebook.
@@ -71,9 +72,13 @@ def quantize_model(
     remarks = Remarks()
     with remarks.heard():
         asked = read_scheme(scheme, host) if isinstance(scheme, (str, Path)) else scheme
-    if isinstance(asked, Recipe) and isinstance(scheme, (str, Path)):
-        # A saved recipe knows the backend that it was made for.
-        backend = backend or asked.backend or None
+    if isinstance(asked, Recipe):
+        # A saved recipe knows the backend that it was made for; one of a search over settings of a
+        # backend knows these.
+        is_saved = isinstance(scheme, (str, Path))
+        has_settings = asked.backend != asked.adapter
+        if is_saved or has_settings:
+            backend = backend or asked.backend or None
     config = asked if isinstance(asked, (TuningConfig, Mapping)) else None
     settings = TuningConfig.read(config)
     if simulated:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -45,7 +46,7 @@ def sensitivity_services(
     for name, backend in bench.backends.items():
         if not backend.space.tunable:
             continue
-        kept = Path(path).with_suffix(f".{name}.json") if path is not None else None
+        kept = _file_of(name, path) if path is not None else None
         found[name] = SensitivityService(
             backend.opened,
             backend.realizer,
@@ -59,6 +60,12 @@ def sensitivity_services(
         )
     lend(tuple(found.values()))
     return found
+
+
+def _file_of(backend: str, path: str | Path) -> Path:
+    """Return where a backend's scores are kept: its settings may hold what no file's name does."""
+    name = re.sub(r"[^\w.=,()-]+", "-", backend)
+    return Path(path).with_suffix(f".{name}.json")
 
 
 class InHistory(Memory):

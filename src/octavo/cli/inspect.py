@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from octavo.core.contract.adapter import Candidate
+from octavo.core.contract.parts import AdapterPart
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import OctavoError
 from octavo.core.opening.backends import only_backend
@@ -226,6 +227,7 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
     if as_json:
         keys = ("octavo", "backend", "recipe", "made", "environment")
         told = {key: manifest[key] for key in keys}
+        told["backend_settings"] = manifest.get("backend_settings") or {}
         show_json({**told, "bytes": size})
         return
     candidate = load_candidate(folder, float_model)
@@ -236,10 +238,28 @@ def _result(folder: Path, float_model: Any, as_json: bool) -> None:
         console.print(float_weights(coverage))
     _print_transforms(console, candidate.recipe)
     console.print(
-        f"backend {manifest['backend']}, {text.size(size)}, made {manifest['made']} by octavo "
+        f"backend {_backend(manifest)}, {text.size(size)}, made {manifest['made']} by octavo "
         f"{manifest['octavo']}",
         soft_wrap=True,
     )
+
+
+def _backend(manifest: Mapping[str, Any]) -> str:
+    """Return a result's backend with the settings that somebody chose: ``onnx (threads = 1)``."""
+    name = str(manifest["backend"])
+    card = PluginHost().adapters().get(name)
+    settings = dict(manifest.get("backend_settings") or {})
+    usual = _usual(card) if card is not None else {}
+    chosen = [
+        f"{setting} = {value}"
+        for setting, value in settings.items()
+        if setting != "kind" and usual.get(setting) != value
+    ]
+    return f"{name} ({', '.join(chosen)})" if chosen else name
+
+
+def _usual(card: AdapterPart[Any]) -> dict[str, Any]:
+    return card.config.model_validate({"kind": card.name}).to_save()
 
 
 def _in_order(
