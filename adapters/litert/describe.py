@@ -55,7 +55,10 @@ class Described:
         named = zip(unique_names(short), nodes, strict=True)
         sites = [self._site(name, node) for name, node in named]
         movers = [site.op.type for site in sites if site.carries]
-        ops = keep_companions_float(shared_weights(s.op for s in sites), movers)
+        ops = shared_weights(site.op for site in sites)
+        # Where an op is alone, as in models that try it, there are no neighbours to go by.
+        if len(ops) > 1:
+            ops = keep_companions_float(ops, movers)
         self.sites = {
             op.name: replace(site, op=op) for site, op in zip(sites, ops, strict=True)
         }
