@@ -20,11 +20,14 @@ class LitertConfig(PartConfig):
         threads: Threads of one call; None leaves the choice to LiteRT, which takes one.
         delegate: Let XNNPACK compute what it can, as plain LiteRT does; without it the built-in
             kernels compute all.
+        ports: What the saved model takes and returns at its edge: ``float``, or ``codes`` where the
+            ops there compute in them; octavo itself goes on feeding floats.
     """
 
     kind: Literal["litert"] = "litert"
     threads: int | None = Field(default=None, ge=1, le=1024)
     delegate: bool = True
+    ports: Literal["float", "codes"] = "float"
 
 
 @hookimpl

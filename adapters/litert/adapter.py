@@ -47,8 +47,9 @@ class LitertAdapter(Adapter):
             graph = Graph.from_source(source)
         else:
             graph = Graph.from_bytes(to_flatbuffer(source, example))
+        graph = graph.widened()
+        refuse_quantized(graph)
         session = LitertSession(graph, self._settings)
-        refuse_quantized(session.graph)
         # LiteRT says here, and not in the first trial, if it lacks an operator.
         session.check()
         return session
@@ -82,9 +83,8 @@ def refuse_quantized(graph: Graph) -> None:
     Raises:
         ModelError: Naming the first tensor.
     """
-    for index, tensor in enumerate(graph.tensors):
-        held = tensor.quantization
-        if held is not None and held.scale is not None and len(held.scale):
+    for index in range(len(graph.tensors)):
+        if graph.holds_codes(index):
             raise ModelError(
                 f"the model is quantized already: tensor {graph.name(index)!r} holds "
                 f"{graph.dtype(index)} codes; give the float model that it was made from"

@@ -100,16 +100,38 @@ class Emission(Writer):
         self._weights: dict[QuantizedTensor, int] = {}
         self.carried: set[str] = set()
 
-    def model(self, values: Sequence[int] | None = None) -> bytes:
+    def model(
+        self, values: Sequence[int] | None = None, *, in_codes: bool = False
+    ) -> bytes:
         """Return the whole model.
 
         Args:
             values: Old tensors that it puts out; None for its own outputs.
+            in_codes: Take and return codes where the ops at the edge have them.
         """
         for node in self.graph.nodes:
             self._emit(node)
         wanted = self.graph.outputs if values is None else values
-        return self.finish([self._in_float(index) for index in wanted])
+        outputs = [self._in_float(index) for index in wanted]
+        if in_codes:
+            outputs = self._without_edges(outputs)
+        return self.finish(outputs)
+
+    def _without_edges(self, outputs: list[int]) -> list[int]:
+        """Leave out what alone rounds an input, or decodes an output; return the outputs."""
+        for old in self.graph.inputs:
+            users = [node for node in self.nodes if self.take(old) in node.inputs]
+            if [self.name_of(node) for node in users] == ["QUANTIZE"]:
+                self.nodes.remove(users[0])
+                self.taken[old] = users[0].outputs[0]
+        read = {index for node in self.nodes for index in node.inputs}
+        for node in [n for n in self.nodes if self.name_of(n) == "DEQUANTIZE"]:
+            if node.outputs[0] in outputs and node.outputs[0] not in read:
+                self.nodes.remove(node)
+                outputs = [
+                    node.inputs[0] if i == node.outputs[0] else i for i in outputs
+                ]
+        return outputs
 
     def _emit(self, node: Any) -> None:
         site = self._sites.get(id(node))

@@ -15,11 +15,18 @@ from octavo.plugin import (
     CompiledCandidate,
     InputInfo,
     ModelError,
+    QuantParams,
+    QuantSpec,
     Recipe,
+    dequantize,
+    quantize,
     raised_as,
 )
 
 from . import LitertConfig
+
+Entry = Mapping[str, Any]
+"""What the interpreter tells of an input or output."""
 
 MODEL = "model.tflite"
 """The file of a saved candidate that plain LiteRT loads."""
@@ -47,11 +54,9 @@ class Running:
                 experimental_op_resolver_type=kind,
             )
             self.interpreter.allocate_tensors()
-        inputs = self.interpreter.get_input_details()
-        self._inputs = [int(entry["index"]) for entry in inputs]
-        self._shapes = [tuple(map(int, entry["shape"])) for entry in inputs]
-        outputs = self.interpreter.get_output_details()
-        self._outputs = [int(entry["index"]) for entry in outputs]
+        self._inputs = self.interpreter.get_input_details()
+        self._outputs = self.interpreter.get_output_details()
+        self._shapes = [tuple(map(int, entry["shape"])) for entry in self._inputs]
         # An interpreter holds one call's values.
         self._lock = Lock()
 
@@ -59,21 +64,44 @@ class Running:
         """Run arrays in the order of the inputs; returns copies of the outputs."""
         with self._lock:
             self._fit([array.shape for array in arrays])
-            for index, array in zip(self._inputs, arrays, strict=True):
-                self.interpreter.set_tensor(index, np.ascontiguousarray(array))
+            for entry, array in zip(self._inputs, arrays, strict=True):
+                self.interpreter.set_tensor(entry["index"], _given(entry, array))
             self.interpreter.invoke()
-            return tuple(self.interpreter.get_tensor(index) for index in self._outputs)
+            return tuple(self._result(entry) for entry in self._outputs)
+
+    def _result(self, entry: Entry) -> np.ndarray:
+        """Return an output's copy, in float where the model puts out codes."""
+        array: np.ndarray = self.interpreter.get_tensor(entry["index"])
+        params = _params(entry)
+        return array if params is None else np.asarray(dequantize(array, params))
 
     def _fit(self, shapes: list[tuple[int, ...]]) -> None:
         """Prepare the interpreter for inputs of other shapes."""
         if shapes == self._shapes:
             return
-        for index, shape in zip(self._inputs, shapes, strict=True):
-            self.interpreter.resize_tensor_input(index, shape)
+        for entry, shape in zip(self._inputs, shapes, strict=True):
+            self.interpreter.resize_tensor_input(entry["index"], shape)
         # Forgotten until it has succeeded: a call after a failure prepares anew.
         self._shapes = []
         self.interpreter.allocate_tensors()
         self._shapes = shapes
+
+
+def _given(entry: Entry, array: np.ndarray) -> np.ndarray:
+    """Return what an input is fed: codes where the model takes them."""
+    params = _params(entry)
+    if params is not None:
+        array = np.asarray(quantize(array, params)).astype(entry["dtype"])
+    return np.ascontiguousarray(array)
+
+
+def _params(entry: Entry) -> QuantParams | None:
+    """Return what the codes of an input or output mean; None for numbers."""
+    scale, zero = entry["quantization"]
+    if not scale:
+        return None
+    spec = QuantSpec(dtype=np.dtype(entry["dtype"]).name, symmetric=False)
+    return QuantParams(np.float32(scale), np.int32(zero), spec)
 
 
 class LitertCandidate(CompiledCandidate):

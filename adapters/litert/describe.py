@@ -243,8 +243,10 @@ def value_names(graph: Graph) -> list[str]:
 
 
 def input_infos(graph: Graph) -> tuple[InputInfo, ...]:
-    """Return what a model takes, in call order."""
+    """Return what a model takes, in call order; inputs in codes are fed as floats."""
     names = value_names(graph)
-    return tuple(
-        InputInfo(names[i], graph.shape(i), graph.dtype(i)) for i in graph.inputs
-    )
+    found = []
+    for index in graph.inputs:
+        dtype = "float32" if graph.holds_codes(index) else graph.dtype(index)
+        found.append(InputInfo(names[index], graph.shape(index), dtype))
+    return tuple(found)

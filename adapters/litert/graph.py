@@ -89,6 +89,23 @@ class Graph:
             model.buffers.append(buffer_of(array))
         return Graph(model)
 
+    def widened(self) -> Graph:
+        """Return the model with its float16 constants in float32, as its operators compute."""
+        held: dict[int, np.ndarray] = {}
+        kept = []
+        for node in self.nodes:
+            is_decoding = self.code(node) == "DEQUANTIZE"
+            array = self.constant(int(node.inputs[0])) if is_decoding else None
+            if array is None or array.dtype != np.float16:
+                kept.append(node)
+            else:
+                held[int(node.outputs[0])] = array.astype(np.float32)
+        if not held:
+            return self
+        model = self.with_constants(held).model
+        model.subgraphs[0].operators = kept
+        return Graph(model)
+
     def code(self, node: Any) -> str:
         """Return an operator's name in the schema: ``CONV_2D``."""
         code = self.model.operatorCodes[node.opcodeIndex]
@@ -105,6 +122,11 @@ class Graph:
         """Return a tensor's dtype by NumPy's name; the schema's number where NumPy has none."""
         number = self.tensors[index].type
         return DTYPES.get(number, f"type {number}")
+
+    def holds_codes(self, index: int) -> bool:
+        """Return whether a tensor has a scale."""
+        held = self.tensors[index].quantization
+        return held is not None and held.scale is not None and len(held.scale) > 0
 
     def shape(self, index: int) -> tuple[int | None, ...]:
         """Return a tensor's shape; None for lengths that a call decides."""
@@ -213,6 +235,10 @@ class Writer:
         node.inputs, node.outputs = list(inputs), list(outputs)
         self.nodes.append(node)
         return node
+
+    def name_of(self, node: Any) -> str:
+        """Return the name of an operator that was written."""
+        return str(_CODE_NAMES[self._codes[node.opcodeIndex].builtinCode])
 
     def _code(self, code: str, version: int, old: Any) -> int:
         number = getattr(fb.BuiltinOperator, code)

@@ -104,7 +104,7 @@ class LitertSession(Session):
     ) -> LitertCandidate:
         """Write the model anew, each op in its precision."""
         view, emission = self.describe(), Emission(self.described, parameters)
-        model = emission.model()
+        model = emission.model(in_codes=self.config.ports == "codes")
         lines = ledger_lines(
             view,
             parameters,
