@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as fb
@@ -17,64 +16,13 @@ from octavo.plugin import (
     SchemeError,
     affine_params,
     integer_bias,
-    pack,
     quantize,
 )
 
+from .codes import Codes, Meaning, meaning_of, packed, result_of, version_of
 from .describe import Described
 from .graph import TYPES, Writer, buffer_of, quantization
 from .site import Site
-
-Meaning = tuple[str, float, int]
-"""Type, scale and zero point of codes."""
-
-FIXED: Mapping[tuple[str, str], tuple[float, int]] = {
-    ("SOFTMAX", "int8"): (2.0**-8, -128),
-    ("LOGISTIC", "int8"): (2.0**-8, -128),
-    ("TANH", "int8"): (2.0**-7, 0),
-    ("SOFTMAX", "int16"): (2.0**-15, 0),
-    ("LOGISTIC", "int16"): (2.0**-15, 0),
-    ("TANH", "int16"): (2.0**-15, 0),
-}
-"""(operator, type) -> scale and zero point that its result must have.
-
-Source: LiteRT 8-bit quantization specification, int8 quantized operator specifications; the int16
-ones are what the kernels' ``Prepare`` checks.
-"""
-
-_KEEPS_SCALE = ("AVERAGE_POOL_2D", "CONCATENATION")
-"""Operators whose inputs and result must have one scale (the same specification)."""
-
-_VERSIONS: Mapping[str, tuple[int, int]] = {
-    **dict.fromkeys(("ADD", "AVERAGE_POOL_2D", "CONCATENATION", "MEAN"), (2, 3)),
-    **dict.fromkeys(("SOFTMAX", "LOGISTIC", "TANH", "BATCH_MATMUL"), (2, 3)),
-    **dict.fromkeys(("LEAKY_RELU", "GELU", "MAX_POOL_2D", "TRANSPOSE"), (2, 2)),
-    **dict.fromkeys(("PAD", "SLICE", "STRIDED_SLICE", "RELU", "RELU6"), (2, 2)),
-    "CONV_2D": (3, 4),
-    "DEPTHWISE_CONV_2D": (3, 5),
-    "TRANSPOSE_CONV": (2, 3),
-    "FULLY_CONNECTED": (4, 7),
-    "SUB": (3, 5),
-    "MUL": (2, 4),
-}
-"""Operator -> the version that takes int8 activations, and the one for int16; else 1.
-
-The interpreter takes any that it knows; converters and other runtimes ask.
-"""
-
-
-class Codes(NamedTuple):
-    """A quantized activation: a new tensor, and what its codes mean."""
-
-    tensor: int
-    dtype: str
-    scale: float
-    zero_point: int
-
-    @property
-    def meaning(self) -> Meaning:
-        """Equal where two tensors' codes mean the same numbers."""
-        return self[1:]
 
 
 class Emission(Writer):
@@ -152,8 +100,8 @@ class Emission(Writer):
         written = [int(index) for index in site.node.outputs]
         outputs = [self._coded(old, meaning).tensor for old in written]
         self._written.update(written)
-        version = _VERSIONS.get(site.code, (1, 1))[meaning[0] == "int16"]
         inputs = self._inputs(site.node, replaced)
+        version = version_of(site.code, meaning)
         self.node(site.code, inputs, outputs, site.node, version)
 
     def _in_numbers(self, node: Any, replaced: Mapping[int, int]) -> None:
@@ -189,7 +137,7 @@ class Emission(Writer):
             raise SchemeError(
                 f"op {site.op.name!r} is static, and an input has no parameters"
             )
-        meaning = _meaning(params)
+        meaning = meaning_of(params)
         known = self._forms.get(old, [])
         is_free = old in self._written and site.code != "CONCATENATION"
         for codes in known:
@@ -228,7 +176,7 @@ class Emission(Writer):
             replaced[site.weight or 0] = self._weight(site, weight)
         elif given.scheme.input is not None:
             replaced |= self._constants(site, given.scheme.input)
-        self._in_integers(site, replaced, _result(site, given, x))
+        self._in_integers(site, replaced, result_of(site, given, x))
 
     def _constants(self, site: Site, spec: QuantSpec) -> dict[int, int]:
         """Return an operator's constant operands in codes, over the range that they have."""
@@ -238,7 +186,7 @@ class Emission(Writer):
             if array is not None and array.dtype == np.float32:
                 params = affine_params(array.min(), array.max(), spec)
                 codes = np.asarray(quantize(array, params)).astype(spec.dtype)
-                quant = quantization(*_meaning(params)[1:])
+                quant = quantization(*meaning_of(params)[1:])
                 found[at] = self._new(site, f"operand_{at}", codes, quant)
         return found
 
@@ -267,7 +215,7 @@ class Emission(Writer):
             shape = [weight.shape[site.axes.index(at)] for at in range(len(site.axes))]
             type_ = getattr(fb.TensorType, params.spec.dtype.upper())
             name = f"{site.op.name}/{params.spec.dtype}"
-            held = self.constant(name, shape, type_, _packed(weight, site), quant)
+            held = self.constant(name, shape, type_, packed(weight, site), quant)
             self._weights[weight] = held
         return self._weights[weight]
 
@@ -325,36 +273,3 @@ _WRITERS = {
     "weight_only": Emission._stored,
     "cast": Emission._stored,
 }
-
-
-def _result(site: Site, given: OpParameters, x: Codes) -> Meaning:
-    """Return what the codes of a static op's result mean."""
-    if site.code in _KEEPS_SCALE:
-        return x.meaning
-    if (site.code, x.dtype) in FIXED:
-        return (x.dtype, *FIXED[site.code, x.dtype])
-    params = given.outputs[0] if given.outputs else None
-    if params is None:
-        raise SchemeError(
-            f"op {site.op.name!r} is static, and its output has no parameters"
-        )
-    return _meaning(params)
-
-
-def _meaning(params: QuantParams) -> Meaning:
-    scale, zero = np.asarray(params.scale), np.asarray(params.zero_point)
-    return params.spec.dtype, float(scale), int(zero)
-
-
-_PACKED: WeakKeyDictionary[QuantizedTensor, Any] = WeakKeyDictionary()
-
-
-def _packed(weight: QuantizedTensor, site: Site) -> Any:
-    """Return a weight's codes as a buffer in the file's layout, made once while it lives."""
-    found = _PACKED.get(weight)
-    if found is None:
-        codes = np.asarray(weight.codes).transpose(np.argsort(site.axes))
-        if weight.params.spec.bits < 8:
-            codes = np.asarray(pack(codes.reshape(-1), weight.params.spec.bits))
-        found = _PACKED[weight] = buffer_of(codes)
-    return found
