@@ -80,6 +80,7 @@ def result_of(site: Site, given: OpParameters, x: Codes) -> Meaning:
 
 
 def meaning_of(params: QuantParams) -> Meaning:
+    """Return what codes of these parameters mean."""
     scale, zero = np.asarray(params.scale), np.asarray(params.zero_point)
     return params.spec.dtype, float(scale), int(zero)
 
