@@ -15,7 +15,7 @@ import openvino as ov
 from octavo.plugin import Applied, CompiledCandidate, DeviceError, Recipe, raised_as
 
 from . import OpenVinoConfig
-from .ports import input_info
+from .describe import input_info
 from .prepare import core, digest
 
 FILE = "model.xml"

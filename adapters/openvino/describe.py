@@ -3,56 +3,48 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from octavo.plugin import (
+    Flow,
     HeldWeight,
+    InputInfo,
     ModelView,
     Op,
     Weight,
+    is_bias_shape,
     keep_companions_float,
+    macs,
+    shared_weights,
     tied_groups,
     unclaimed_of,
 )
 
-from .ports import (
-    constant_number,
-    dtype_of,
-    input_info,
-    is_activation,
-    is_decompressed,
-    is_spatial,
-    macs,
-    name_of,
-    only_reader,
-    why_double,
-    why_not_constant,
-)
-from .prepare import constant
-
-_PRODUCTS = {
-    "Convolution": "conv", "GroupConvolution": "conv",
-    "ConvolutionBackpropData": "conv_transpose",
-    "GroupConvolutionBackpropData": "conv_transpose",
+_TYPES = {
+    "Convolution": "conv", "GroupConvolution": "conv", "MatMul": "linear", "Gather": "embedding",
+    "ConvolutionBackpropData": "conv_transpose", "LSTMSequence": "lstm", "GRUSequence": "gru",
+    "GroupConvolutionBackpropData": "conv_transpose", "Add": "add", "Multiply": "mul",
+    "Concat": "concat", "AvgPool": "avg_pool", "ReduceMean": "avg_pool", "MVN": "layer_norm",
+    "RMS": "rms_norm", "Softmax": "softmax", "Relu": "relu", "Gelu": "gelu", "Swish": "silu",
+    "Sigmoid": "sigmoid", "Tanh": "tanh", "Interpolate": "resize", "MaxPool": "max_pool",
+    "ScaledDotProductAttention": "attention", "Reshape": "reshape", "Transpose": "reshape",
+    "Squeeze": "reshape", "Unsqueeze": "reshape",
 }  # fmt: skip
-_PLAIN = {
-    "Add": "add", "Multiply": "mul", "Concat": "concat", "AvgPool": "avg_pool",
-    "ReduceMean": "avg_pool", "MVN": "layer_norm", "RMS": "rms_norm", "Softmax": "softmax",
-    "Relu": "relu", "Gelu": "gelu", "Swish": "silu", "Sigmoid": "sigmoid", "Tanh": "tanh",
-    "Interpolate": "resize", "ScaledDotProductAttention": "attention",
-}  # fmt: skip
-_RECURRENT = {"LSTMSequence": ("lstm", 4, 5), "GRUSequence": ("gru", 3, 4)}
-"""Type -> (op type, input of its W, input of its R)."""
-MOVERS = {
-    "Reshape": "reshape", "Transpose": "reshape", "Squeeze": "reshape",
-    "Unsqueeze": "reshape", "MaxPool": "max_pool",
-}  # fmt: skip
+"""OpenVINO's type of node -> the core's type of op; others are not shown."""
+MOVERS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")
 """Types that move or select values of their first input and compute nothing."""
+_WEIGHTS = {
+    "conv": (1,), "conv_transpose": (1,), "linear": (1,), "embedding": (0,),
+    "lstm": (4, 5), "gru": (3, 4),
+}  # fmt: skip
+_CHANNEL_AXES = {"conv_transpose": 1, "lstm": 1, "gru": 1}
 _ACTIVATIONS = {"Relu": "relu", "Clamp": "clip"}
+STEP = "octavo step: "
+"""Begins the names of nodes that a rescaling has put before a product: no ops of the model."""
 
 
 @dataclass(frozen=True)
@@ -60,287 +52,283 @@ class Site:
     """An operation and its nodes, which every clone of the model knows by name.
 
     Attributes:
-        op: As the core sees it.
-        node: The main node.
+        op: As the core sees it; its name is the main node's.
         inputs: Indices of its activation inputs.
-        weights: Index of each weight input -> the shape in which it is stored.
+        stored: Index of each weight input -> the shape of the model's own constant.
         bias: The node that adds the bias and the index of it there, or None.
         nodes: All nodes of it, and one behind them that may take over their name when it compiles.
     """
 
     op: Op
-    node: str
     inputs: tuple[int, ...] = ()
-    weights: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    stored: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     bias: tuple[str, int] | None = None
     nodes: tuple[str, ...] = ()
 
 
 class Description:
-    """What a prepared model holds: sites by op name, and its view.
+    """What a prepared model holds.
 
     Args:
         model: As :func:`.prepare.prepared` returns it.
+
+    Attributes:
+        sites: Its operations, by name.
+        ports: Value name -> (node, index of its output).
+        view: As the core sees it, without groups for rescaling.
+        census: Its floating constants of two or more dimensions.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.ports: dict[str, tuple[str, int]] = {}
-        self.tensors: dict[str, tuple[Any, tuple[int, ...]]] = {}
         self.sites: dict[str, Site] = {}
-        self._fused: set[str] = set()
-        nodes = model.get_ordered_ops()
-        for node in nodes:
-            site = self._site(node)
-            if site is not None:
-                self.sites[site.op.name] = site
-        self._note_shared_weights()
-        for op in keep_companions_float([site.op for site in self.sites.values()]):
-            self.sites[op.name] = replace(self.sites[op.name], op=op)
-        held = tuple(_census(nodes, self.tensors))
-        ops = tuple(site.op for site in self.sites.values())
-        self.census = held
-        self.view = ModelView(
-            ops,
-            tuple(tied_groups(ops, by_type=True)),
-            tuple(map(input_info, model.inputs)),
-            tuple(name_of(port) for port in model.outputs),
-            unclaimed=unclaimed_of(held, ops),
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._nodes = {n.get_friendly_name(): n for n in model.get_ordered_ops()}
+        self._flow = Flow(
+            self._nodes,
+            lambda name: str(self._nodes[name].get_type_name()),
+            lambda name: [self._value(v) for v in self._nodes[name].input_values()],
+            lambda name: [self._value(port) for port in self._nodes[name].outputs()],
+            [self._value(result.input_value(0)) for result in model.results],
         )
+        for name, node in self._nodes.items():
+            if name not in self._flow.absorbed and not name.startswith(STEP):
+                self._describe(node)
+        ops = shared_weights(site.op for site in self.sites.values())
+        ops = keep_companions_float(ops)
+        self.sites = {op.name: replace(self.sites[op.name], op=op) for op in ops}
+        self.census = tuple(self._census())
+        inputs = tuple(map(input_info, model.inputs))
+        outputs = tuple(map(name_of, model.outputs))
+        groups = tuple(tied_groups(ops, by_type=True))
+        unclaimed = unclaimed_of(self.census, ops)
+        self.view = ModelView(ops, groups, inputs, outputs, unclaimed=unclaimed)
 
-    def tensor(self, name: str) -> np.ndarray:
-        """Return a weight or bias in the shape that its op states, float32."""
-        node, shape = self.tensors[name]
-        return np.asarray(node.data, np.float32).reshape(shape)
-
-    # One node
-
-    def _site(self, node: Any) -> Site | None:
-        kind = node.get_type_name()
-        if node.get_friendly_name() in self._fused or not node.get_output_size():
+    def tensor(self, name: str) -> np.ndarray | None:
+        """Return a weight or bias in the shape that its op states, float32; None for no name."""
+        if name not in self._shapes:
             return None
-        if not node.get_output_element_type(0).is_real():
-            return None
-        if kind in _PRODUCTS:
-            return self._convolution(node, _PRODUCTS[kind])
-        if kind == "MatMul":
-            return self._matmul(node)
-        if kind == "Gather":
-            return self._embedding(node)
-        if kind in _RECURRENT:
-            return self._recurrent(node)
-        if kind in MOVERS and constant(node.input_value(0)) is None:
-            why = "it carries the codes of its input"
-            return self._made(node, MOVERS[kind], (0,), why=why)
-        return self._plain(node) if kind in _PLAIN else None
+        array = np.asarray(self._nodes[name].data, np.float32)
+        return array.reshape(self._shapes[name])
 
-    def _convolution(self, node: Any, kind: str) -> Site:
-        held = constant(node.input_value(1))
-        if held is None:
-            return self._made(
-                node, kind, (0,), why=why_not_constant(node.input_value(1))
-            )
-        stored = tuple(held.get_output_shape(0))
-        is_grouped = node.get_type_name().startswith("Group")
-        shape, groups = stored, 1
-        if is_grouped:
-            # OpenVINO has the groups as an axis of their own, the core has none for them.
-            groups = stored[0]
-            shape = (stored[0] * stored[1], *stored[2:])
-        given = node.get_attributes()
-        attributes: dict[str, Any] = {
-            "groups": groups,
-            "strides": tuple(given["strides"]),
-            "pads": (*given["pads_begin"], *given["pads_end"]),
-            "dilations": tuple(given["dilations"]),
-        }
-        axis = 1 if kind == "conv_transpose" else 0
-        weight = self._weight(held, shape, axis)
-        return self._made(
-            node, kind, (0,), {1: stored}, (weight,), extra=attributes, fuses=True
-        )
-
-    def _matmul(self, node: Any) -> Site:
-        held = constant(node.input_value(1))
-        given = node.get_attributes()
-        if held is None:
-            sides = [i for i in (0, 1) if constant(node.input_value(i)) is None]
-            why = "its left side is a constant" if len(sides) < 2 else ""
-            if not why and is_decompressed(node.input_value(1)):
-                why = why_not_constant(node.input_value(1))
-            return self._made(node, "matmul", tuple(sides), why=why)
-        stored = tuple(held.get_output_shape(0))
-        if len(stored) != 2:
-            why = "its constant side is not a matrix"
-            return self._made(node, "matmul", (0,), why=why)
-        # OpenVINO's offline passes have transposed what was stored by inputs.
-        is_plain = given["transpose_b"] and not given["transpose_a"]
-        why = "" if is_plain else "its sides are transposed in an unusual way"
-        weight = self._weight(held, stored, 0 if given["transpose_b"] else 1)
-        return self._made(
-            node, "linear", (0,), {1: stored}, (weight,), why=why, fuses=True
-        )
-
-    def _embedding(self, node: Any) -> Site | None:
-        held = constant(node.input_value(0))
-        axis = constant_number(node.input_value(2))
-        if held is None or len(held.get_output_shape(0)) != 2 or axis != 0:
-            return None
-        stored = tuple(held.get_output_shape(0))
-        why = ""
-        if node.input_value(1).get_partial_shape().rank.is_dynamic:
-            why = "how many axes its indices have is unknown"
-        weight = self._weight(held, stored, 0)
-        return self._made(node, "embedding", (), {0: stored}, (weight,), why=why)
-
-    def _recurrent(self, node: Any) -> Site:
-        kind, first, second = _RECURRENT[node.get_type_name()]
-        found = [constant(node.input_value(i)) for i in (first, second)]
-        held = [h for h in found if h is not None]
-        if len(held) < len(found):
-            return self._made(node, kind, (0,), why="its weights are no constants")
-        stored = {
-            index: tuple(h.get_output_shape(0))
-            for index, h in zip((first, second), held, strict=True)
-        }
-        weights = [self._weight(h, tuple(h.get_output_shape(0)), 1) for h in held]
-        return self._made(node, kind, (0,), stored, tuple(weights))
-
-    def _plain(self, node: Any) -> Site | None:
+    def _describe(self, node: Any) -> None:
+        kind = _TYPES.get(node.get_type_name(), "")
+        if not kind or not node.get_output_element_type(0).is_real():
+            return
         values = node.input_values()
-        inputs = [i for i, value in enumerate(values) if is_activation(value)]
-        kind = _PLAIN[node.get_type_name()]
-        if node.get_type_name() == "ReduceMean" and not is_spatial(node):
+        inputs = [i for i, v in enumerate(values) if _is_activation(v)]
+        held = {i: constant(values[i]) for i in _WEIGHTS.get(kind, ())}
+        why = _why_double(node)
+        if kind == "linear" and held[1] is None:
+            kind, held = "matmul", {}
+            why = why or ("" if len(inputs) == 2 else "one side is no activation")
+        elif held and any(constant is None for constant in held.values()):
+            held, why = (
+                {},
+                why or "its weight is computed at run time, or quantized already",
+            )
+        if kind == "embedding":
+            inputs = []
+        if not inputs and not held:
+            return
+        if kind in _WEIGHTS and held:
+            inputs, why = inputs[:1], why or _why_not(node, kind)
+        elif node.get_type_name() in MOVERS:
+            inputs, why = inputs[:1], "it carries the codes of its input"
+        elif kind in ("add", "mul") and len(inputs) < 2:
+            why = "one side is a constant"
+        elif node.get_type_name() == "ReduceMean" and not _is_global(node):
             kind = "reduce_mean"
-        if kind not in ("add", "mul"):
-            return self._made(node, kind, tuple(inputs)) if inputs else None
-        why = "" if len(inputs) == 2 else "one side is a constant"
-        return self._made(node, kind, tuple(inputs), why=why, fuses=not why)
+        self._add(node, kind, inputs, held, why)
 
-    def _made(
-        self,
-        node: Any,
-        kind: str,
-        inputs: tuple[int, ...],
-        stored: Mapping[int, tuple[int, ...]] | None = None,
-        weights: tuple[Weight, ...] = (),
-        *,
-        why: str = "",
-        extra: Mapping[str, Any] | None = None,
-        fuses: bool = False,
-    ) -> Site:
-        """Take in the bias and the activation behind a node, and describe it."""
-        name = node.get_friendly_name()
-        nodes = [name]
-        last, bias = node, None
-        if fuses and weights:
-            last, bias = self._with_bias(node, weights[0])
-        attributes = dict(extra or {})
-        follower = only_reader(last.output(0)) if fuses else None
-        if follower is not None and follower.get_type_name() in _ACTIVATIONS:
-            attributes["activation"] = _ACTIVATIONS[follower.get_type_name()]
-            self._fused.add(follower.get_friendly_name())
-            last = follower
-        nodes.append(last.get_friendly_name())
-        behind = only_reader(last.output(0))
-        if behind is not None and behind.get_type_name() == "Multiply":
-            nodes.append(behind.get_friendly_name())
-        bias_name = None
-        if bias is not None:
-            adds, index = bias
-            nodes.append(adds.get_friendly_name())
-            held = constant(adds.input_value(index))
-            assert held is not None
-            bias_name = held.get_friendly_name()
-            self.tensors[bias_name] = (held, (-1,))
+    def _add(
+        self, node: Any, kind: str, inputs: list[int], held: dict[int, Any], why: str
+    ) -> None:
+        """Take in the bias and the activation behind a node, and keep its site."""
+        name: str = node.get_friendly_name()
+        attributes = _geometry(node) if kind.startswith("conv") else {}
+        stored = {i: tuple(h.get_output_shape(0)) for i, h in held.items()}
+        weights = [self._weight(h, kind, attributes) for h in held.values()]
+        outputs = [self._value(port) for port in node.outputs()]
+        nodes, bias, adds = [name], None, None
+        if weights and kind in ("linear", "conv", "conv_transpose"):
+            absorbed = self._flow.absorb_bias(
+                outputs[0],
+                ["Add"],
+                lambda added: self._is_bias(node, weights[0], added),
+            )
+            if absorbed is not None:
+                bias, outputs = absorbed.what, [absorbed.value]
+                adds = self._nodes[absorbed.node]
+                self._shapes[bias] = (-1,)
+                nodes.append(absorbed.node)
+        if (weights or kind in ("add", "mul")) and kind != "embedding" and not why:
+            activation = self._flow.absorb_activation(outputs[0], _ACTIVATIONS)
+            if activation is not None:
+                attributes["activation"] = activation.what
+                outputs = [activation.value]
+                nodes.append(activation.node)
+        behind = self._flow.only_reader(outputs[0], "Multiply")
+        first = weights[0] if weights else None
         op = Op(
             name,
             kind,
             tuple(self._value(node.input_value(i)) for i in inputs),
-            tuple(self._value(port) for port in last.outputs()),
-            weights[0] if weights else None,
-            bias_name,
-            macs(node, kind, weights),
+            tuple(outputs),
+            first,
+            bias,
+            macs(kind, first, shape_of(node.input_value(0)), shape_of(node.output(0))),
             attributes,
-            why or why_double(node),
-            weights[1:],
+            why,
+            tuple(weights[1:]),
         )
-        return Site(
-            op,
-            name,
-            inputs,
-            stored or {},
-            (bias[0].get_friendly_name(), bias[1]) if bias else None,
-            tuple(dict.fromkeys(nodes)),
-        )
+        place = None
+        if adds is not None:
+            is_left = constant(adds.input_value(0)) is not None
+            place = (adds.get_friendly_name(), 0 if is_left else 1)
+        nodes += [behind] if behind is not None else []
+        self.sites[name] = Site(op, tuple(inputs), stored, place, tuple(nodes))
 
-    def _with_bias(
-        self, node: Any, weight: Weight
-    ) -> tuple[Any, tuple[Any, int] | None]:
-        """Return the Add of one number per output channel behind a product, where there is one."""
-        follower = only_reader(node.output(0))
-        if follower is None or follower.get_type_name() != "Add":
-            return node, None
-        rank = node.output(0).get_partial_shape().rank
-        index = 1 if follower.input_value(0).get_node() == node else 0
-        held = constant(follower.input_value(index))
-        if held is None or rank.is_dynamic:
-            return node, None
+    def _weight(self, held: Any, kind: str, attributes: Mapping[str, Any]) -> Weight:
         shape = tuple(held.get_output_shape(0))
-        channels = weight.shape[weight.channel_axis]
-        if node.get_type_name().startswith("GroupConvolutionBackprop"):
-            channels = node.output(0).get_partial_shape()[1].get_length()
-        place = 1 if "Convolution" in node.get_type_name() else rank.get_length() - 1
-        wanted = [1] * rank.get_length()
-        wanted[place] = channels
-        padded = (1,) * (rank.get_length() - len(shape)) + shape
-        if padded != tuple(wanted):
-            return node, None
-        self._fused.add(follower.get_friendly_name())
-        return follower, (follower, index)
-
-    # Names
-
-    def _weight(self, held: Any, shape: tuple[int, ...], axis: int) -> Weight:
+        if attributes.get("groups", 1) > 1 or len(shape) > len(
+            attributes.get("strides", shape)
+        ) + (2 if attributes else 0):
+            # OpenVINO has the groups as an axis of their own, the core has none for them.
+            shape = (shape[0] * shape[1], *shape[2:])
         name = held.get_friendly_name()
-        self.tensors[name] = (held, shape)
-        return Weight(name, shape, dtype_of(held.get_element_type()), axis)
+        self._shapes[name] = shape
+        dtype = dtype_of(held.get_element_type())
+        return Weight(name, shape, dtype, _CHANNEL_AXES.get(kind, 0))
+
+    def _is_bias(self, product: Any, weight: Weight, name: str) -> bool:
+        held = self._nodes.get(name)
+        shape = shape_of(product.output(0))
+        if held is None or held.get_type_name() != "Constant" or shape is None:
+            return False
+        axis = 1 if "Convolution" in product.get_type_name() else len(shape) - 1
+        channels = weight.shape[weight.channel_axis]
+        if product.get_type_name() == "GroupConvolutionBackpropData":
+            channels *= product.input_value(1).get_shape()[0]
+        return is_bias_shape(
+            tuple(held.get_output_shape(0)), channels, axis, len(shape)
+        )
 
     def _value(self, port: Any) -> str:
+        """Return a value's name: its tensor's, or its node's where another has that."""
+        node = port.get_node()
+        if node.get_type_name() == "Constant":
+            return str(node.get_friendly_name())
+        place = (node.get_friendly_name(), port.get_index())
         name = name_of(port)
-        place = (port.get_node().get_friendly_name(), port.get_index())
         if self.ports.setdefault(name, place) != place:
-            # The name of a tensor may be the name of another node.
             name = f"{place[0]}:{place[1]}"
             self.ports[name] = place
         return name
 
-    def _note_shared_weights(self) -> None:
-        readers: dict[str, list[str]] = {}
-        for name, site in self.sites.items():
-            if site.op.weight is not None:
-                readers.setdefault(site.op.weight.name, []).append(name)
-        for names in readers.values():
-            for name in names if len(names) > 1 else ():
-                site = self.sites[name]
-                assert site.op.weight is not None
-                others = tuple(n for n in names if n != name)
-                weight = replace(site.op.weight, shared_with=others)
-                self.sites[name] = replace(site, op=replace(site.op, weight=weight))
+    def _census(self) -> list[HeldWeight]:
+        found = []
+        for name, node in self._nodes.items():
+            if node.get_type_name() != "Constant" or constant(node.output(0)) is None:
+                continue
+            shape = tuple(node.get_output_shape(0))
+            is_vector = math.prod(shape) == max(shape, default=1)
+            readers = list(node.output(0).get_target_inputs())
+            if (
+                not readers
+                or len(shape) < 2
+                or (is_vector and name not in self._shapes)
+            ):
+                continue
+            reader = readers[0].get_node().get_type_name()
+            why = f"no low-precision kernel reads a constant of {reader}"
+            found.append(
+                HeldWeight(name, shape, dtype_of(node.get_element_type()), why)
+            )
+        return found
 
 
-def _census(nodes: list[Any], claimed: Collection[str]) -> Iterator[HeldWeight]:
-    """Yield the floating constants of two or more dimensions that something reads."""
-    for node in nodes:
-        is_float = node.get_type_name() == "Constant" and constant(node.output(0))
-        if not is_float or len(node.get_output_shape(0)) < 2:
-            continue
-        shape = tuple(node.get_output_shape(0))
-        if math.prod(shape) == max(shape) and node.get_friendly_name() not in claimed:
-            # A vector that broadcasts: a bias, a gain.
-            continue
-        reader = next(iter(node.output(0).get_target_inputs())).get_node()
-        why = f"no low-precision kernel reads a constant of {reader.get_type_name()}"
-        yield HeldWeight(
-            node.get_friendly_name(), shape, dtype_of(node.get_element_type()), why
-        )
+def constant(port: Any) -> Any | None:
+    """Return the float constant behind a port, decompressed or not; None where there is none."""
+    node = port.get_node()
+    if node.get_type_name() == "Convert" and node.get_element_type().is_real():
+        node = node.input_value(0).get_node()
+    is_float = node.get_type_name() == "Constant" and node.get_element_type().is_real()
+    return node if is_float else None
+
+
+def name_of(port: Any) -> str:
+    """Return the name of a value: its tensor's, or its node's where that has none."""
+    names = port.get_names()
+    if names:
+        return str(min(names))
+    node = port.get_node().get_friendly_name()
+    return node if port.get_index() == 0 else f"{node}:{port.get_index()}"
+
+
+def shape_of(port: Any) -> tuple[int | None, ...] | None:
+    """Return a value's shape, None for what is dynamic."""
+    found = port.get_partial_shape()
+    if found.rank.is_dynamic:
+        return None
+    return tuple(None if d.is_dynamic else d.get_length() for d in found)
+
+
+def input_info(port: Any) -> InputInfo:
+    """Return what a model takes at one of its inputs."""
+    return InputInfo(name_of(port), shape_of(port), dtype_of(port.get_element_type()))
+
+
+def dtype_of(element: Any) -> str:
+    """Return NumPy's name of an element type."""
+    is_bfloat16 = element.get_type_name() == "bf16"
+    return "bfloat16" if is_bfloat16 else str(element.to_dtype().name)
+
+
+def _is_activation(port: Any) -> bool:
+    return port.get_element_type().is_real() and constant(port) is None
+
+
+def _geometry(node: Any) -> dict[str, Any]:
+    given = node.get_attributes()
+    is_grouped = node.get_type_name().startswith("Group")
+    return {
+        "groups": node.input_value(1).get_shape()[0] if is_grouped else 1,
+        "strides": tuple(given["strides"]),
+        "pads": (*given["pads_begin"], *given["pads_end"]),
+        "dilations": tuple(given["dilations"]),
+    }
+
+
+def _is_global(mean: Any) -> bool:
+    """True for a mean over all axes but the first two: what is pooled globally."""
+    shape, axes = shape_of(mean.input_value(0)), mean.input_value(1).get_node()
+    if shape is None or axes.get_type_name() != "Constant":
+        return False
+    found = sorted(int(axis) % len(shape) for axis in axes.data.reshape(-1))
+    return len(shape) > 2 and found == list(range(2, len(shape)))
+
+
+def _why_double(node: Any) -> str:
+    if node.get_output_element_type(0).get_type_name() == "f64":
+        return "it computes in double precision, which no quantized kernel takes"
+    return ""
+
+
+def _why_not(node: Any, kind: str) -> str:
+    """Return why a node with a constant weight is none that can be quantized; '' where it can."""
+    if kind == "linear":
+        # OpenVINO's offline passes have transposed what was stored by inputs.
+        given = node.get_attributes()
+        if given["transpose_a"] or not given["transpose_b"]:
+            return "its sides are transposed in an unusual way"
+        is_matrix = len(node.input_value(1).get_shape()) == 2
+        return "" if is_matrix else "its constant side is not a matrix"
+    if kind == "embedding":
+        axis = node.input_value(2).get_node()
+        is_plain = axis.get_type_name() == "Constant" and not np.any(axis.data)
+        is_table = is_plain and len(node.input_value(0).get_shape()) == 2
+        if not is_table or shape_of(node.input_value(1)) is None:
+            return "it looks up no rows of a matrix, or how many axes its indices have is unknown"
+    return ""

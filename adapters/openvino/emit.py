@@ -13,8 +13,10 @@ from octavo.plugin import (
     OpParameters,
     QuantizedTensor,
     QuantParams,
+    QuantSpec,
     integer_range,
     pack,
+    weight_parts,
 )
 
 from .convolving import can_convolve, convolve, kernel_shape
@@ -27,7 +29,6 @@ _CODES = {
 """Dtype of codes -> OpenVINO's element type of the same bits."""
 
 Port = Any
-_Key = tuple[float, int, str, bool]
 
 
 class Emitter:
@@ -47,50 +48,59 @@ class Emitter:
         self._convolves = convolves
         self._nodes = {n.get_friendly_name(): n for n in model.get_ordered_ops()}
         self._weights: dict[tuple[int, tuple[int, ...]], Port] = {}
-        self._rounded: dict[tuple[str, int, _Key], Port] = {}
+        self._rounded: dict[tuple[str, int, float, int, QuantSpec], Port] = {}
 
     def emit(self, parameters: Mapping[str, OpParameters]) -> None:
-        """Write all ops that are quantized."""
-        for name, given in parameters.items():
-            if not given.scheme.is_float:
-                self._of_op(self._sites[name], given)
-        # Last: an op that moves values is looked through to who is quantized before it.
-        for name, given in parameters.items():
-            self._inputs(self._sites[name], given)
-        for name, given in parameters.items():
+        """Write all ops that are quantized: weights, what is rounded before them, their form."""
+        quantized = {n: p for n, p in parameters.items() if not p.scheme.is_float}
+        for name, given in quantized.items():
+            self._write_weights(self._sites[name], given)
+        for name, given in quantized.items():
+            node, indices = self._nodes[name], self._sites[name].inputs
+            for index, params in zip(indices, given.inputs, strict=False):
+                if params is not None:
+                    self._round(node.input(index), params)
+        for name, given in quantized.items():
             if self._convolves and given.scheme.mode == "static":
                 self._convolve(self._sites[name], given)
         self.model.validate_nodes_and_infer_types()
 
-    def _of_op(self, site: Site, given: OpParameters) -> None:
-        node = self._nodes[site.node]
-        tensors = (given.weight, *given.further)
+    def _write_weights(self, site: Site, given: OpParameters) -> None:
+        node = self._nodes[site.op.name]
         if site.op.type == "embedding" and given.weight is not None:
             self._look_up(node, given.weight)
             return
-        for (index, stored), tensor in zip(site.weights.items(), tensors, strict=False):
+        tensors = (given.weight, *given.further)
+        for (index, stored), tensor in zip(site.stored.items(), tensors, strict=False):
             if tensor is not None:
-                port = self._weight(site, stored, tensor)
-                node.input(index).replace_source_output(port)
+                weight = self._weight(site, stored, tensor)
+                node.input(index).replace_source_output(weight)
         if given.bias is not None and site.bias is not None:
             adds, index = self._nodes[site.bias[0]], site.bias[1]
-            shape = adds.input_value(index).get_shape()
-            bias = np.asarray(given.bias, np.float32).reshape(tuple(shape))
-            adds.input(index).replace_source_output(ops.constant(bias).output(0))
-
-    # Weights
+            shape = tuple(adds.input_value(index).get_shape())
+            bias = ops.constant(np.asarray(given.bias, np.float32).reshape(shape))
+            adds.input(index).replace_source_output(bias.output(0))
 
     def _weight(
         self, site: Site, stored: tuple[int, ...], tensor: QuantizedTensor
     ) -> Port:
-        """Return the weight as its numbers: codes, converted and multiplied by scales.
-
-        Loaded models keep the codes where a kernel takes them.
-        """
+        """Return (codes - zero points) * scales: kernels that take codes find them so."""
         key = (id(tensor), stored)
-        if key not in self._weights:
-            axis = 0 if site.op.weight is None else site.op.weight.channel_axis
-            self._weights[key] = _numbers(tensor, stored, axis)
+        if key in self._weights:
+            return self._weights[key]
+        assert site.op.weight is not None
+        parts = weight_parts(tensor, stored, site.op.weight.channel_axis)
+        kind = "f16" if parts.scale.dtype == np.float16 else "f32"
+        made = ops.convert(_constant(parts.codes, tensor), kind)
+        if parts.zero_point is not None:
+            zero = ops.convert(_constant(parts.zero_point, tensor), kind)
+            made = ops.subtract(made, zero)
+        made = ops.multiply(made, ops.constant(parts.scale))
+        if parts.codes.shape != parts.shape:
+            made = ops.reshape(made, ops.constant(np.array(parts.shape)), False)
+        if kind == "f16":
+            made = ops.convert(made, "f32")
+        self._weights[key] = made.output(0)
         return self._weights[key]
 
     def _look_up(self, gather: Any, tensor: QuantizedTensor) -> None:
@@ -99,53 +109,27 @@ class Emitter:
         A table that is made numbers of first is unfolded to float32 when a model with any
         FakeQuantize is loaded; this one stays packed always.
         """
-        rows, width = tensor.shape
+        parts = weight_parts(tensor)
         indices = gather.input_value(1)
-        size = tensor.params.spec.group_size or width
-        blocks = (rows, width // size, size)
-        codes = _constant(np.asarray(tensor.codes).reshape(blocks), tensor)
-        found = ops.gather(codes, indices, ops.constant(0))
-        found.set_friendly_name(f"{gather.get_friendly_name()}/codes")
-        made = ops.convert(found, "f32")
-        zero = _zero_points(tensor, (rows, width // size, 1))
-        if zero is not None:
-            looked_up = ops.gather(zero, indices, ops.constant(0))
-            made = ops.subtract(made, ops.convert(looked_up, "f32"))
-        scale = np.broadcast_to(
-            np.asarray(tensor.params.scale, np.float32).reshape(
-                (-1, 1, 1) if size == width else (rows, -1, 1)
-            ),
-            (rows, width // size, 1),
-        )
-        scales = ops.gather(ops.constant(scale.copy()), indices, ops.constant(0))
-        made = ops.multiply(made, scales)
-        rank = indices.get_partial_shape().rank.get_length()
-        shape = ops.constant(np.array([0] * rank + [width], np.int64))
-        self._replace(gather, ops.reshape(made, shape, True))
 
-    def _replace(self, node: Any, made: Any) -> None:
-        name = node.get_friendly_name()
-        names = node.output(0).get_names()
-        node.output(0).replace(made.output(0))
+        def looked_up(table: Any) -> Any:
+            return ops.convert(ops.gather(table, indices, ops.constant(0)), "f32")
+
+        made = looked_up(_constant(parts.codes, tensor))
+        codes = made.input_value(0).get_node()
+        codes.set_friendly_name(f"{gather.get_friendly_name()}/codes")
+        if parts.zero_point is not None:
+            made = ops.subtract(made, looked_up(_constant(parts.zero_point, tensor)))
+        made = ops.multiply(made, looked_up(ops.constant(parts.scale)))
+        if parts.codes.shape != parts.shape:
+            rank = indices.get_partial_shape().rank.get_length()
+            shape = np.array([0] * rank + [parts.shape[-1]])
+            made = ops.reshape(made, ops.constant(shape), True)
+        name, names = gather.get_friendly_name(), gather.output(0).get_names()
+        gather.output(0).replace(made.output(0))
         made.set_friendly_name(name)
         made.output(0).set_names(names)
         self._nodes[name] = made
-
-    def _convolve(self, site: Site, given: OpParameters) -> None:
-        node = self._nodes[site.node]
-        if site.op.type != "linear" or given.weight is None or not can_convolve(node):
-            return
-        shape = kernel_shape(given.weight.shape[0], given.weight.shape[1], node)
-        made = convolve(node, self._weight(site, shape, given.weight))
-        self._nodes[site.node] = made
-
-    # Activations
-
-    def _inputs(self, site: Site, given: OpParameters) -> None:
-        node = self._nodes[site.node]
-        for index, params in zip(site.inputs, given.inputs, strict=False):
-            if params is not None:
-                self._round(node.input(index), params)
 
     def _round(self, reader: Any, params: QuantParams) -> None:
         """Put a FakeQuantize where the value comes from.
@@ -161,16 +145,22 @@ class Emitter:
             source = reader.get_source_output()
         if source.get_node().get_type_name() == "FakeQuantize":
             return
-        spec = params.spec
-        scale = float(np.asarray(params.scale))
-        zero = int(np.asarray(params.zero_point))
-        key = (scale, zero, spec.dtype, spec.reduce_range)
-        place = (source.get_node().get_friendly_name(), source.get_index(), key)
+        scale, zero = float(params.scale), int(params.zero_point)
+        name = source.get_node().get_friendly_name()
+        place = (name, source.get_index(), scale, zero, params.spec)
         if place not in self._rounded:
             made = fake_quantize(source, params)
-            made.set_friendly_name(f"{place[0]}/rounded_{len(self._rounded)}")
+            made.set_friendly_name(f"{name}/rounded_{len(self._rounded)}")
             self._rounded[place] = made.output(0)
         reader.replace_source_output(self._rounded[place])
+
+    def _convolve(self, site: Site, given: OpParameters) -> None:
+        node, tensor = self._nodes[site.op.name], given.weight
+        if site.op.type == "linear" and tensor is not None and can_convolve(node):
+            rows, features = tensor.shape
+            shape = kernel_shape(rows, features, node)
+            made = convolve(node, self._weight(site, shape, tensor))
+            self._nodes[site.op.name] = made
 
 
 def fake_quantize(source: Port, params: QuantParams) -> Any:
@@ -179,92 +169,22 @@ def fake_quantize(source: Port, params: QuantParams) -> Any:
     FakeQuantize-1 of OpenVINO's operation set; its ends are those of the integer range, so that
     zero is a code and the compiler finds the same scale.
     """
-    whole = params.spec.whole()
-    scale = np.float64(np.asarray(params.scale))
-    zero = int(np.asarray(params.zero_point))
+    scale, zero = np.float64(params.scale), int(params.zero_point)
     if params.spec.reduce_range:
         # The compiler knows 256 and 255 levels alone: the codes that must not be reached are kept
         # out before.
         low, high = integer_range(params.spec)
-        source = ops.clamp(
-            source, float((low - zero) * scale), float((high - zero) * scale)
-        )
-    low, high = integer_range(whole)
-    ends = [np.float32((code - zero) * scale) for code in (low, high)]
-    return ops.fake_quantize(source, *ends, *ends, levels=high - low + 1)
-
-
-def _numbers(tensor: QuantizedTensor, stored: tuple[int, ...], axis: int) -> Port:
-    """Return the float numbers of a weight's codes.
-
-    Args:
-        tensor: Codes in the shape that the op states.
-        stored: The shape of the model's own constant.
-        axis: Channel axis of the stated shape.
-    """
-    codes = np.asarray(tensor.codes)
-    scale = np.asarray(tensor.params.scale, np.float32)
-    size = tensor.params.spec.group_size
-    if size is not None:
-        rows, width = codes.shape
-        blocks = codes.reshape(rows, width // size, size)
-        made = _decoded(tensor, blocks, (rows, width // size, 1))
-        made = ops.reshape(made, ops.constant(np.array([rows, width])), False)
-        if made.get_element_type().get_type_name() != "f32":
-            made = ops.convert(made, "f32")
-        return made.output(0)
-    shape = [1] * len(stored)
-    if scale.ndim == 1:
-        shape = _channel_shape(codes.shape, stored, axis)
-    return _decoded(tensor, codes.reshape(stored), tuple(shape)).output(0)
-
-
-def _channel_shape(
-    stated: tuple[int, ...], stored: tuple[int, ...], axis: int
-) -> list[int]:
-    """Return the shape in which one number per output channel meets a stored weight."""
-    shape = [1] * len(stored)
-    if len(stored) == len(stated) or len(stated) == 2:
-        shape[axis] = stored[axis]
-    elif axis == 0:
-        # A grouped convolution: its groups and the outputs of each are two axes.
-        shape[0], shape[1] = stored[0], stored[1]
-    else:
-        shape[axis + 1] = stored[axis + 1]
-    return shape
-
-
-def _decoded(tensor: QuantizedTensor, codes: np.ndarray, shape: tuple[int, ...]) -> Any:
-    """Return (codes - zero points) * scales, with scales of a shape that broadcasts."""
-    is_half = tensor.params.spec.scale_dtype == "float16"
-    kind = "f16" if is_half else "f32"
-    made = ops.convert(_constant(codes, tensor), kind)
-    zero = _zero_points(tensor, shape)
-    if zero is not None:
-        made = ops.subtract(made, ops.convert(zero, kind))
-    scale = np.asarray(tensor.params.scale, np.float16 if is_half else np.float32)
-    return ops.multiply(made, ops.constant(scale.reshape(shape)))
-
-
-def _zero_points(tensor: QuantizedTensor, shape: tuple[int, ...]) -> Any | None:
-    """Return a constant of zero points in the codes' own type; None where all are 0."""
-    zero = np.asarray(tensor.params.zero_point)
-    if not zero.any():
-        return None
-    if zero.ndim == 0:
-        zero, shape = zero.reshape(1), (1,) * len(shape)
-    return _constant(zero.reshape(shape), tensor)
+        ends = [float((code - zero) * scale) for code in (low, high)]
+        source = ops.clamp(source, *ends)
+    low, high = integer_range(params.spec.whole())
+    whole = [np.float32((code - zero) * scale) for code in (low, high)]
+    return ops.fake_quantize(source, *whole, *whole, levels=high - low + 1)
 
 
 def _constant(codes: np.ndarray, tensor: QuantizedTensor) -> Any:
     """Return codes as a constant of their own element type, packed."""
     spec = tensor.params.spec
-    element = getattr(ov.Type, _CODES[spec.dtype])
-    if spec.bits == 8:
-        dtype = np.int8 if spec.dtype == "int8" else np.uint8
-        raw = np.ascontiguousarray(codes.astype(dtype)).view(np.uint8).reshape(-1)
-    else:
-        raw = pack(codes.reshape(-1), spec.bits)
-    packed = ov.Tensor(element, ov.Shape(list(codes.shape)))
-    packed.data.reshape(-1).view(np.uint8)[:] = raw
+    packed = ov.Tensor(getattr(ov.Type, _CODES[spec.dtype]), ov.Shape(codes.shape))
+    raw = codes.reshape(-1).view(np.uint8)
+    packed.data.reshape(-1).view(np.uint8)[:] = pack(raw, spec.bits)
     return ov.op.Constant(packed)

@@ -45,6 +45,10 @@ _W8 = QuantSpec(dtype="int8", granularity="channel")
 _W8_TENSOR = QuantSpec(dtype="int8")
 STATIC = OpScheme(mode="static", weight=_W8, input=_U8)
 """What runs fastest."""
+DYNAMIC = OpScheme(
+    mode="dynamic", weight=_W8, input=QuantSpec(dtype="int8", granularity="group:32")
+)
+"""Inputs are rounded in blocks of 32 when they come."""
 _PRODUCTS = ("linear", "conv", "conv_transpose")
 _RECURRENT = ("lstm", "gru")
 _PLAIN = ("add", "mul", "concat", "avg_pool")
@@ -65,8 +69,10 @@ def _blocks(dtype: str, size: int) -> QuantSpec:
 def _candidates(kind: str, ask: Ask) -> tuple[Offer, ...]:
     """Schemes worth asking the runtime about, fastest and smallest first."""
     if kind in _PRODUCTS:
-        further = _packed() if kind == "linear" else [_W8]
-        return (*_static(kind, ask), *map(_weight_only, further))
+        static = _static(kind, ask)
+        if kind != "linear":
+            return (*static, _weight_only(_W8))
+        return (*static, Offer(DYNAMIC), *map(_weight_only, _packed()))
     if kind == "embedding":
         tables = (_W8, _blocks("int8", 128), _blocks("int8", 32), _blocks("uint4", 32))
         return tuple(map(_weight_only, tables))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import openvino as ov
 from openvino._offline_transformations import apply_moc_transformations
 
-from octavo.plugin import ModelError, raised_as
+from octavo.plugin import ModelError, raised_as, unique_names
 
 from .attention import unguard
 
-WITHOUT_BIAS = "/WithoutBiases"
+_WITHOUT_BIAS = "/WithoutBiases"
 """What OpenVINO's ONNX reader adds to the name of a product whose bias it makes an Add of."""
 
 
@@ -53,82 +52,60 @@ def prepared(source: Any) -> Any:
     Args:
         source: Stays as it is; constants are shared with it.
     """
-    # Before it is cloned: a clone has the numbers as names that somebody gave.
-    known = {node.get_friendly_name(): i for i, node in enumerate(_named(source))}
-    kinds = {node.get_friendly_name(): node.get_type_name() for node in _named(source)}
+    # Before it is cloned: OpenVINO numbers nameless nodes through the process, and in a clone those
+    # numbers are names as if somebody had given them.
+    kinds = {
+        node.get_friendly_name(): node.get_type_name()
+        for node in source.get_ordered_ops()
+        if node.get_friendly_name() != node.get_name()
+    }
     model = source.clone()
     apply_moc_transformations(model, cf=True)
     unguard(model)
-    taken: set[str] = set()
     nodes = model.get_ordered_ops()
+    # Ends of the model first, so that nothing else takes their names; constants by who reads them.
+    nodes.sort(key=lambda node: _ORDER.get(node.get_type_name(), 1))
     for node in nodes:
-        if node.get_type_name() in ("Parameter", "Result"):
-            taken.add(node.get_friendly_name())
-    unnamed: dict[str, int] = {}
-    for node in nodes:
-        kind = node.get_type_name()
-        if kind in ("Parameter", "Result", "Constant"):
-            continue
-        name = _origin(node, known, kinds)
-        if not name:
-            unnamed[kind] = unnamed.get(kind, -1) + 1
-            name = f"{kind}_{unnamed[kind]}"
-        _rename(node, name, taken)
-    for node in nodes:
-        if node.get_type_name() == "Constant":
-            name = node.get_friendly_name()
-            _rename(node, name if name in known else _by_reader(node), taken)
+        if node.get_type_name() != "Constant":
+            node.set_friendly_name(_origin(node, kinds))
+    wanted = [
+        _of_constant(node, kinds)
+        if node.get_type_name() == "Constant"
+        else node.get_friendly_name()
+        for node in nodes
+    ]
+    for node, name in zip(nodes, unique_names(wanted), strict=True):
+        node.set_friendly_name(name)
     return model
 
 
-def _named(model: Any) -> Iterator[Any]:
-    """Yield the nodes that somebody named; OpenVINO numbers the others through the process."""
-    for node in model.get_ordered_ops():
-        if node.get_friendly_name() != node.get_name():
-            yield node
+_ORDER = {"Parameter": 0, "Result": 0, "Constant": 2}
 
 
-def _origin(node: Any, known: dict[str, int], kinds: dict[str, str]) -> str:
-    """Return the name of the node that one was made of; '' where it has none."""
+def _origin(node: Any, kinds: dict[str, str]) -> str:
+    """Return the name of the node that one was made of; its type where it has none."""
     own: str = node.get_friendly_name()
-    if own in known:
-        return own.removesuffix(WITHOUT_BIAS)
+    kind: str = node.get_type_name()
+    if own in kinds or kind in ("Parameter", "Result"):
+        return own.removesuffix(_WITHOUT_BIAS)
     info = node.get_rt_info()
-    if "fused_names_0" not in info:
-        return ""
-    fused: list[str] = info["fused_names_0"].astype(str).split(",")
-    names = [name for name in fused if name in known]
-    kind = node.get_type_name()
+    fused: list[str] = []
+    if "fused_names_0" in info:
+        fused = info["fused_names_0"].astype(str).split(",")
     # A convolution with its batch norm is called as the convolution; a norm that was written out
     # as the first of its nodes.
-    names.sort(key=lambda name: (kinds[name] != kind, known[name]))
-    return names[0].removesuffix(WITHOUT_BIAS) if names else ""
+    known = [name for name in fused if name in kinds]
+    known.sort(key=lambda name: kinds[name] != kind)
+    return known[0].removesuffix(_WITHOUT_BIAS) if known else kind
 
 
-def _by_reader(constant: Any) -> str:
-    """Return a constant's name by who reads it."""
-    readers = list(constant.output(0).get_target_inputs())
+def _of_constant(node: Any, kinds: dict[str, str]) -> str:
+    own: str = node.get_friendly_name()
+    if own in kinds:
+        return own
+    readers = list(node.output(0).get_target_inputs())
     named = [f"{r.get_node().get_friendly_name()}.{r.get_index()}" for r in readers]
     return min(named, default="unread")
-
-
-def _rename(node: Any, wanted: str, taken: set[str]) -> None:
-    name = wanted
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{wanted}_{number}"
-    taken.add(name)
-    node.set_friendly_name(name)
-
-
-def constant(port: Any) -> Any | None:
-    """Return the constant behind a port, decompressed or not; None where there is none."""
-    node = port.get_node()
-    if node.get_type_name() == "Convert" and node.get_element_type().is_real():
-        node = node.input_value(0).get_node()
-    is_float = node.get_type_name() == "Constant" and node.get_element_type().is_real()
-    return node if is_float else None
 
 
 def digest(model: Any) -> str:
@@ -137,16 +114,13 @@ def digest(model: Any) -> str:
     places: dict[str, int] = {}
     for place, node in enumerate(model.get_ordered_ops()):
         places[node.get_name()] = place
-        sources = [
-            (places.get(port.get_node().get_name(), -1), port.get_index())
-            for port in node.input_values()
-        ]
+        ports = node.input_values()
+        sources = [(places.get(p.get_node().get_name()), p.get_index()) for p in ports]
         shapes = [str(port.get_partial_shape()) for port in node.outputs()]
         found.update(repr((node.get_type_name(), sources, shapes)).encode())
         if node.get_type_name() == "Constant":
             found.update(node.get_element_type().get_type_name().encode())
             found.update(node.data.tobytes())
         else:
-            # Whole numbers, texts and lists of them, in the order of their names.
             found.update(repr(sorted(node.get_attributes().items())).encode())
     return found.hexdigest()[:16]

@@ -12,8 +12,66 @@ import openvino.opset13 as ops
 
 from octavo.plugin import Batch
 
-_SIZE = 64
-_ROWS = 8
+_IMAGE, _KERNEL = (1, 16, 8, 8), (16, 16, 3, 3)
+_ONE, _TWO, _NONE = [1, 1], [2, 2], [0, 0]
+_ROWS, _WIDTH, _STEPS = 8, 64, 5
+
+Shape = tuple[int, ...]
+
+
+def _conv(x: Any, weight: Any) -> Any:
+    return ops.convolution(x, weight, _ONE, _ONE, _ONE, _ONE)
+
+
+def _between(make: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """Between convolutions, as it stands in models: alone it becomes part of a graph of floats."""
+    return lambda x, first, second: _conv(make(x, _conv(x, first)), second)
+
+
+def _recurrent(make: Callable[..., Any], states: int) -> Callable[..., Any]:
+    def made(x: Any, w: Any, r: Any) -> Any:
+        state = ops.constant(np.zeros((2, 1, _WIDTH), np.float32))
+        bias = ops.constant(np.zeros(w.get_output_shape(0)[:2], np.float32))
+        steps = ops.constant(np.full(2, _STEPS))
+        return make(x, *[state] * states, steps, w, r, bias, _WIDTH, "forward")
+
+    return made
+
+
+_MODELS: dict[str, tuple[tuple[Shape, ...], tuple[Shape, ...], Callable[..., Any]]] = {
+    "linear": (
+        ((_ROWS, 2 * _WIDTH),), ((_WIDTH, 2 * _WIDTH),),
+        lambda x, w: ops.matmul(x, w, False, True),
+    ),
+    "conv": ((_IMAGE,), (_KERNEL,), _conv),
+    "conv_transpose": (
+        (_IMAGE,), (_KERNEL,),
+        lambda x, w: ops.convolution_backprop_data(x, w, _TWO, None, _ONE, _ONE, _ONE),
+    ),
+    "matmul": (
+        ((1, 4, _ROWS, _WIDTH), (1, 4, _WIDTH, _ROWS)), (),
+        lambda a, b: ops.matmul(a, b, False, False),
+    ),
+    "embedding": (
+        (), ((32, 2 * _WIDTH),),
+        lambda ids, table: ops.gather(table, ids, ops.constant(0)),
+    ),
+    "add": ((_IMAGE,), (_KERNEL, _KERNEL), _between(ops.add)),
+    "mul": ((_IMAGE,), (_KERNEL, _KERNEL), _between(ops.multiply)),
+    "concat": (
+        (_IMAGE,), (_KERNEL, (16, 32, 3, 3)), _between(lambda a, b: ops.concat([a, b], 1))
+    ),
+    "avg_pool": (
+        (_IMAGE,), (), lambda x: ops.avg_pool(x, _TWO, _NONE, _NONE, _TWO, True),
+    ),
+    "lstm": (
+        ((2, _STEPS, _WIDTH),), ((1, 4 * _WIDTH, _WIDTH),) * 2, _recurrent(ops.lstm_sequence, 2),
+    ),
+    "gru": (
+        ((2, _STEPS, _WIDTH),), ((1, 3 * _WIDTH, _WIDTH),) * 2, _recurrent(ops.gru_sequence, 1),
+    ),
+}  # fmt: skip
+"""Op type -> shapes of its inputs, of its weights, and what makes it of both."""
 
 
 def sample(kind: str, *, largest: bool = False) -> tuple[Any, Batch] | None:
@@ -23,114 +81,21 @@ def sample(kind: str, *, largest: bool = False) -> tuple[Any, Batch] | None:
         kind: The op's type.
         largest: All weights and inputs are of one size and sign.
     """
-    if kind not in _MAKERS:
+    if kind not in _MODELS:
         return None
     random = np.random.default_rng(0)
 
-    def draw(*shape: int) -> np.ndarray:
+    def draw(shape: Shape) -> np.ndarray:
         if largest:
             return np.ones(shape, np.float32)
-        drawn = random.normal(size=shape)
         # Sums are as large as what they are made of: one range holds both.
-        return (drawn / math.sqrt(max(1, math.prod(shape[1:])))).astype(np.float32)
+        drawn = random.normal(size=shape) / math.sqrt(max(1, math.prod(shape[1:])))
+        return drawn.astype(np.float32)
 
-    inputs, made = _MAKERS[kind](draw)
-    batch = tuple(_drawn(port, draw) for port in inputs)
-    return ov.Model([made.output(0)], inputs, kind), batch
-
-
-Draw = Callable[..., np.ndarray]
-
-
-def _drawn(port: Any, draw: Draw) -> np.ndarray:
-    shape = [d.get_length() for d in port.get_partial_shape()]
-    if port.get_element_type() == ov.Type.i64:
-        return np.arange(shape[0], dtype=np.int64)
-    return draw(*shape)
-
-
-def _input(*shape: int, name: str = "x", dtype: Any = np.float32) -> Any:
-    made = ops.parameter(list(shape), dtype, name=name)
-    made.output(0).set_names({name})
-    return made
-
-
-def _linear(draw: Draw) -> tuple[list[Any], Any]:
-    x = _input(_ROWS, 2 * _SIZE)
-    weight = ops.constant(draw(_SIZE, 2 * _SIZE))
-    return [x], ops.matmul(x, weight, False, True)
-
-
-def _conv(draw: Draw) -> tuple[list[Any], Any]:
-    x = _input(1, 16, 8, 8)
-    weight = ops.constant(draw(16, 16, 3, 3))
-    return [x], ops.convolution(x, weight, [1, 1], [1, 1], [1, 1], [1, 1])
-
-
-def _conv_transpose(draw: Draw) -> tuple[list[Any], Any]:
-    x = _input(1, 16, 8, 8)
-    weight = ops.constant(draw(16, 16, 3, 3))
-    one = [1, 1]
-    return [x], ops.convolution_backprop_data(x, weight, [2, 2], None, one, one, one)
-
-
-def _matmul(draw: Draw) -> tuple[list[Any], Any]:
-    a, b = _input(1, 4, _ROWS, _SIZE, name="a"), _input(1, 4, _SIZE, _ROWS, name="b")
-    return [a, b], ops.matmul(a, b, False, False)
-
-
-def _embedding(draw: Draw) -> tuple[list[Any], Any]:
-    ids = _input(_ROWS, name="ids", dtype=np.int64)
-    return [ids], ops.gather(ops.constant(draw(32, 2 * _SIZE)), ids, ops.constant(0))
-
-
-def _two(make: Callable[[Any, Any], Any]) -> Callable[[Draw], tuple[list[Any], Any]]:
-    def made(draw: Draw) -> tuple[list[Any], Any]:
-        # Between convolutions, as it stands in models: alone it is compiled into a graph of floats.
-        [x], before = _conv(draw)
-        weight = ops.constant(draw(16, 32 if make is _concat else 16, 3, 3))
-        one = [1, 1]
-        made = ops.convolution(make(x, before), weight, one, one, one, one)
-        return [x], made
-
-    return made
-
-
-def _concat(a: Any, b: Any) -> Any:
-    return ops.concat([a, b], 1)
-
-
-def _avg_pool(draw: Draw) -> tuple[list[Any], Any]:
-    x = _input(1, 16, 8, 8)
-    two, none = [2, 2], [0, 0]
-    return [x], ops.avg_pool(x, two, none, none, two, True)
-
-
-def _recurrent(gates: int) -> Callable[[Draw], tuple[list[Any], Any]]:
-    def made(draw: Draw) -> tuple[list[Any], Any]:
-        x = _input(2, 5, 32)
-        state = ops.constant(np.zeros((2, 1, 32), np.float32))
-        w, r = (ops.constant(draw(1, gates * 32, 32)) for _ in range(2))
-        bias = ops.constant(np.zeros((1, gates * 32), np.float32))
-        steps = ops.constant(np.array([5, 5]))
-        if gates == 3:
-            return [x], ops.gru_sequence(x, state, steps, w, r, bias, 32, "forward")
-        states = (state, state)
-        return [x], ops.lstm_sequence(x, *states, steps, w, r, bias, 32, "forward")
-
-    return made
-
-
-_MAKERS: dict[str, Callable[[Draw], tuple[list[Any], Any]]] = {
-    "linear": _linear,
-    "conv": _conv,
-    "conv_transpose": _conv_transpose,
-    "matmul": _matmul,
-    "embedding": _embedding,
-    "add": _two(ops.add),
-    "mul": _two(ops.multiply),
-    "concat": _two(_concat),
-    "avg_pool": _avg_pool,
-    "lstm": _recurrent(4),
-    "gru": _recurrent(3),
-}
+    shapes, weights, make = _MODELS[kind]
+    batch = [draw(shape) for shape in shapes] or [np.arange(_ROWS)]
+    inputs = [ops.parameter(array.shape, array.dtype) for array in batch]
+    for place, port in enumerate(inputs):
+        port.output(0).set_names({f"x{place}"})
+    made = make(*inputs, *[ops.constant(draw(shape)) for shape in weights])
+    return ov.Model([made.output(0)], inputs, kind), tuple(batch)

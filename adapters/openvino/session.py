@@ -1,4 +1,4 @@
-"""One opened model."""
+"""One opened model, and the backend that opens it and loads what was saved."""
 
 from __future__ import annotations
 
@@ -25,19 +25,27 @@ from octavo.plugin import (
     Session,
     Sink,
     feed,
-    nearest,
     one_op_parameters,
+    step_groups,
 )
 
 from . import OpenVinoConfig
-from .candidate import Executable, OpenVinoCandidate, compile_model
+from .candidate import (
+    Executable,
+    OpenVinoCandidate,
+    compile_model,
+    set_dynamic_group,
+)
 from .describe import Description
 from .emit import Emitter
-from .offers import STATIC, capability
+from .offers import DYNAMIC, STATIC, capability
 from .prepare import digest, prepared
-from .rescaling import rescale, rescale_groups
+from .rescaling import rescale
 from .samples import sample
-from .witness import executed, ledger
+from .witness import executed, lines
+
+_NOT_AT_RUN_TIME = "this CPU's products round no activations at run time"
+_AT_RUN_TIME = "its inputs are rounded at run time, as those of all packed weights here"
 
 
 class OpenVinoSession(Session):
@@ -60,7 +68,7 @@ class OpenVinoSession(Session):
         model = prepared(source) if rescaled is None else rescaled[0]
         self._found = Description(model)
         view = self._found.view
-        groups = (*view.groups, *rescale_groups(self._found.sites))
+        groups = (*view.groups, *step_groups(view.ops))
         self._view = replace(view, groups=groups if rescaled is None else rescaled[1])
         self._watched: tuple[tuple[str, ...], Executable] | None = None
 
@@ -100,10 +108,10 @@ class OpenVinoSession(Session):
 
     def tensor(self, name: str) -> np.ndarray:
         """Return a weight or bias, float32."""
-        if name not in self._found.tensors:
-            hint = nearest(name, self._found.tensors)
-            raise ModelError(f"the model has no tensor {name!r}{hint}")
-        return self._found.tensor(name)
+        found = self._found.tensor(name)
+        if found is None:
+            raise ModelError(f"the model has no tensor {name!r}")
+        return found
 
     def census(self) -> Sequence[HeldWeight]:
         """Return the floating constants that the prepared model reads."""
@@ -113,16 +121,37 @@ class OpenVinoSession(Session):
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> OpenVinoCandidate:
         """Carry a recipe out, and read in the execution graph what became of each op."""
-        model = self._found.model.clone()
-        Emitter(model, self._found.sites, convolves=convolves()).emit(parameters)
+        model = self.emitted(parameters, convolves=convolves())
         candidate = OpenVinoCandidate(model, self.config, recipe, {})
-        lines = ledger(self._found.sites, parameters, candidate.compiled.compiled, {})
-        return candidate.with_ledger(lines)
+        nodes = executed(candidate.compiled.compiled)
+        return candidate.with_ledger(
+            _with_dynamic(lines(self._found, parameters, nodes), parameters)
+        )
+
+    def emitted(
+        self, parameters: Mapping[str, OpParameters], *, convolves: bool
+    ) -> Any:
+        """Return the model with its quantized ops written.
+
+        Args:
+            parameters: Op name -> what was decided.
+            convolves: Static linear ops become convolutions.
+        """
+        model = self._found.model.clone()
+        Emitter(model, self._found.sites, convolves=convolves).emit(parameters)
+        specs = [
+            given.scheme.input for given in parameters.values() if _is_dynamic(given)
+        ]
+        sizes = [
+            spec.group_size for spec in specs if spec is not None and spec.group_size
+        ]
+        set_dynamic_group(model, min(sizes, default=0))
+        return model
 
     def rescale(self, factors: Mapping[str, Factors]) -> OpenVinoSession:
         """Return a session with other channels and the same function."""
         groups = self._view.groups
-        model = rescale(self._found.model, self._found.sites, groups, factors)
+        model = rescale(self._found, groups, factors)
         return OpenVinoSession(self._source, self.config, (model, groups))
 
     def reference(self) -> OpenVinoCandidate:
@@ -154,11 +183,50 @@ def convolves() -> bool:
 
     Read off the kernel's name: a matrix product that is no ``brgemm`` is a plain loop.
     """
-    session, _ = probe(OpenVinoConfig(threads=1), "linear")
-    (op,) = session.describe().ops
-    given = {op.name: one_op_parameters(op, STATIC, session.tensor)}
-    model = session._found.model.clone()
-    Emitter(model, session._found.sites, convolves=False).emit(given)
+    session, op, _ = _linear()
+    given = {op: one_op_parameters(session.describe().ops[0], STATIC, session.tensor)}
+    model = session.emitted(given, convolves=False)
     nodes = executed(compile_model(model, session.config))
-    kernels = [n.primitive for n in nodes[op.name] if n.layer == "FullyConnected"]
+    kernels = [n.primitive for n in nodes[op] if n.layer == "FullyConnected"]
     return not any("brgemm" in kernel for kernel in kernels)
+
+
+@lru_cache
+def _rounds_at_run_time() -> bool:
+    """True where activations in front of packed weights are rounded when they are asked to be."""
+    session, op, batch = _linear()
+    given = {op: one_op_parameters(session.describe().ops[0], DYNAMIC, session.tensor)}
+    model = session.emitted(given, convolves=False)
+    answers = []
+    for size in (32, 0):
+        set_dynamic_group(model, size)
+        candidate = OpenVinoCandidate(model.clone(), session.config, Recipe(), {})
+        answers.append(candidate.run(batch)[0])
+    rounded, exact = answers
+    return not np.array_equal(rounded, exact)
+
+
+def _linear() -> tuple[OpenVinoSession, str, Batch]:
+    session, batch = probe(OpenVinoConfig(threads=1), "linear")
+    return session, session.describe().ops[0].name, batch
+
+
+def _is_dynamic(given: OpParameters) -> bool:
+    return given.scheme.mode == "dynamic"
+
+
+def _with_dynamic(
+    ledger: Mapping[str, Applied], parameters: Mapping[str, OpParameters]
+) -> dict[str, Applied]:
+    """Return a ledger that says what inputs are rounded at run time: a setting of whole models."""
+    made = dict(ledger)
+    if not any(map(_is_dynamic, parameters.values())):
+        return made
+    for name, given in parameters.items():
+        line = made[name]
+        if _is_dynamic(given) and not _rounds_at_run_time():
+            kept = given.scheme.variant(mode="weight_only", input=None)
+            made[name] = replace(line, applied=kept, reason=_NOT_AT_RUN_TIME)
+        elif given.scheme.mode == "weight_only" and _rounds_at_run_time():
+            made[name] = replace(line, reason=_AT_RUN_TIME)
+    return made

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.plugin import FLOAT, Applied, OpParameters
+from octavo.plugin import Applied, Capability, OpParameters, ledger_lines
 
-from .describe import MOVERS, Site
+from .describe import Description, Site
 
 _INTEGERS = frozenset({"i8", "u8"})
 _PACKED = frozenset({"i8", "u8", "i4", "u4", "u2", "nf4", "f4e2m1", "f8e4m3", "f8e5m2"})
@@ -106,36 +106,28 @@ def _is_low(site: Site, given: OpParameters, node: Executed) -> bool:
     return is_held and not node.multiplies_integers
 
 
-def ledger(
-    sites: Mapping[str, Site],
+def lines(
+    found: Description,
     parameters: Mapping[str, OpParameters],
-    compiled: Any,
-    remarks: Mapping[str, str],
+    nodes: Mapping[str, list[Executed]],
 ) -> dict[str, Applied]:
-    """Return what became of each op.
+    """Return the ledger: what became of each op, as the execution graph shows it.
 
     Args:
-        sites: Of the model.
+        found: The model.
         parameters: Of the ops that are quantized.
-        compiled: The compiled model.
-        remarks: Op -> what else keeps it from a kernel.
+        nodes: As :func:`executed` returns them.
     """
-    nodes = executed(compiled)
-    lines: dict[str, Applied] = {}
-    for name, site in sites.items():
-        given = parameters.get(name)
-        if given is None or given.scheme.is_float:
-            lines[name] = _float_line(site, nodes)
-            continue
-        why_not = remarks.get(name, "") or why_no_kernel(site, given, nodes)
-        lines[name] = given.line("simulated" if why_not else "kernel", why_not)
-    return lines
-
-
-def _float_line(site: Site, nodes: Mapping[str, list[Executed]]) -> Applied:
-    reason = site.op.out_of_reach
-    if site.op.type in MOVERS.values():
-        if any(node.precision in _INTEGERS for node in nodes.get(site.node, ())):
-            return Applied(FLOAT, FLOAT, "codes", reason)
-        reason = "it computes nothing, and its input is float here"
-    return Applied(FLOAT, FLOAT, "kernel", reason)
+    sites = found.sites
+    carriers = {
+        name
+        for name, site in sites.items()
+        if site.op.type in ("reshape", "max_pool")
+        and any(node.precision in _INTEGERS for node in nodes.get(name, ()))
+    }
+    made = ledger_lines(found.view, {}, Capability("openvino"), carriers=carriers)
+    for name, given in parameters.items():
+        if not given.scheme.is_float:
+            why_not = why_no_kernel(sites[name], given, nodes)
+            made[name] = given.line("simulated" if why_not else "kernel", why_not)
+    return made

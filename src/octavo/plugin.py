@@ -38,7 +38,9 @@ from octavo.core.authoring.sites import (
     shared_weights,
     unique_names,
 )
+from octavo.core.authoring.steps import reading_weight, step_factors, step_groups
 from octavo.core.authoring.streams import channel_streams, rescaled_weights
+from octavo.core.authoring.weights import WeightParts, weight_parts
 from octavo.core.contract.adapter import (
     Adapter,
     Candidate,
@@ -201,7 +203,12 @@ __all__ = [
     "ledger_to_json",
     "macs",
     "one_op_parameters",
+    "WeightParts",
     "read_recipe",
+    "reading_weight",
+    "step_factors",
+    "step_groups",
+    "weight_parts",
     "rescaled_weights",
     "shared_weights",
     "unique_names",
