@@ -19,8 +19,12 @@ HERE = Path(__file__).parent / "thirdparty"
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
+from octavo_tiny import backend as backend  # noqa: E402
 from octavo_tiny.backend import (  # noqa: E402
     TinyAdapter as TinyAdapter,
+)
+from octavo_tiny.backend import (  # noqa: E402
+    TinyCandidate as TinyCandidate,
 )
 from octavo_tiny.backend import (  # noqa: E402
     TinySession as TinySession,

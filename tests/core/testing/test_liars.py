@@ -5,17 +5,13 @@ They are the tiny backend, honest but for one lie.
 
 from __future__ import annotations
 
-import inspect
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from octavo_tiny import backend
-from octavo_tiny.backend import TinyAdapter, TinyCandidate, TinySession
 
 from octavo.core.numerics.affine import (
     QuantParams,
@@ -23,42 +19,13 @@ from octavo.core.numerics.affine import (
     dequantize,
     quantize,
 )
-from octavo.core.testing.conformance import AdapterCase, AdapterConformance
 from octavo.plugin import feed
 from tests import tiny
+from tests.core.testing.lying import fails
 from tests.core.testing.test_conformance import case as honest_case
+from tests.tiny import TinyAdapter, TinyCandidate, TinySession, backend
 
 Lie = Callable[[pytest.MonkeyPatch], None]
-
-FIXTURES = (
-    "case", "opened", "space", "realizer", "expected", "bench", "seen_ops",
-)  # fmt: skip
-
-
-def fails(name: str, case: AdapterCase) -> str:
-    """Run one test of the kit on a case, and return what it says; '' where it passes."""
-    made: dict[str, object] = {"case": case}
-    for fixture in FIXTURES[1:]:
-        build = inspect.unwrap(getattr(AdapterConformance, fixture))
-        made[fixture] = _called(build, made, AdapterConformance)
-    try:
-        with TemporaryDirectory() as folder:
-            made["tmp_path"] = Path(folder)
-            _called(getattr(AdapterConformance, name), made, AdapterConformance())
-    except pytest.skip.Exception:
-        return "skipped"
-    # Whatever a dishonest backend raises fails a test of pytest's.
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def _called(function, made, first):
-    function = getattr(function, "_fixture_function", function)
-    function = getattr(function, "__func__", function)
-    names = list(inspect.signature(function).parameters)[1:]
-    return function(first, *(made[name] for name in names))
-
 
 # Lies about numbers
 
