@@ -26,7 +26,7 @@ from .offers import capability
 from .samples import sample
 from .session import NumpySession
 
-_WEIGHTED = ("Gemm", "Conv", "MatMul", "LayerNormalization", "ConvTranspose")
+_NORMS = ("LayerNormalization", "RMSNormalization")
 
 
 class NumpyAdapter(Adapter):
@@ -44,7 +44,7 @@ class NumpyAdapter(Adapter):
 
         Raises:
             ModelError: If it is none of those, or damaged.
-            NonFiniteWeight: If a weight holds NaN or Inf.
+            NonFiniteWeight: If a norm's gain or shift holds NaN or Inf.
         """
         graph = optimised(read(source).check())
         _refuse_non_finite(graph)
@@ -73,15 +73,16 @@ class NumpyAdapter(Adapter):
 
 
 def _refuse_non_finite(graph: Graph) -> None:
-    """Refuse weights that hold NaN or Inf; other constants may: an additive mask holds -inf."""
-    weights: set[str] = set()
+    """Refuse norms whose gain or shift holds NaN or Inf: no op names them, for the core to look."""
     for node in graph.nodes:
-        if node.op in _WEIGHTED:
-            weights.update(node.inputs[1:])
-    for name, array in graph.initializers.items():
-        is_weight = name in weights and array.dtype.kind == "f"
-        if is_weight and not np.isfinite(array).all():
-            raise NonFiniteWeight(f"tensor {name!r} holds NaN or Inf; repair the model")
+        for name in node.inputs[1:] if node.op in _NORMS else ():
+            array = graph.initializers.get(name)
+            if array is None or array.dtype.kind != "f":
+                continue
+            if not np.isfinite(array).all():
+                raise NonFiniteWeight(
+                    f"tensor {name!r} holds NaN or Inf; repair the model"
+                )
 
 
 __all__ = ["NumpyAdapter", "NumpyConfig"]

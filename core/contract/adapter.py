@@ -295,7 +295,7 @@ class Adapter(ABC):
 
         Raises:
             ModelError: If it cannot be read.
-            NonFiniteWeight: If a tensor holds NaN or infinity; the message names it.
+            NonFiniteWeight: If a tensor that no op names holds NaN; the core looks at others.
         """
 
     @abstractmethod

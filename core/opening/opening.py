@@ -15,6 +15,7 @@ from octavo.core.contract.adapter import Adapter, Batch, Opened
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, ModelError, raised_as, shown
+from octavo.core.quantizing.non_finite import refuse_parameters
 from octavo.core.values.calls import arrays_in
 from octavo.core.values.graph import ModelView
 from octavo.core.values.recipe import adapter_of
@@ -93,7 +94,9 @@ def _opened(
         session = adapter.open(source, example)
         view = session.describe()
         _check_names(view)
-        return Opened(name, session, view, session.capability(), (), adapter.config)
+        offered = session.capability()
+        refuse_parameters(session, view, offered)
+        return Opened(name, session, view, offered, (), adapter.config)
 
 
 def _check_names(view: ModelView) -> None:

@@ -1,9 +1,5 @@
-"""Parameters that must be finite: looked at when a model is opened, named as the model names them.
-
-A weight that may be quantized is left to the core, whose ``non_finite`` setting can keep its op in
-float. Whatever else holds NaN or Inf (a bias, a norm's scale, a weight out of reach) makes every
-candidate useless.
-"""
+"""Parameters of norms and recurrent layers, which must be finite: no op names them, so the core
+cannot look at them."""
 
 from __future__ import annotations
 
@@ -32,7 +28,7 @@ _PARAMETERS: Mapping[str, tuple[int, ...]] = {
 
 
 def refuse_non_finite(sites: Sites) -> None:
-    """Refuse a prepared graph with a parameter that no setting can work around.
+    """Refuse a prepared graph with a parameter beside those of its ops that is not finite.
 
     Raises:
         NonFiniteWeight: If one holds NaN or Inf; the message names the tensor and the op.
@@ -45,12 +41,6 @@ def refuse_non_finite(sites: Sites) -> None:
         for index in indices:
             if index < len(node.inputs):
                 _refuse(node.inputs[index], node.name)
-    initializers = sites.graph.initializers
-    for name, site in sites.sites.items():
-        if site.bias is not None:
-            _refuse(initializers.get(site.bias), name)
-        if site.op.weight is not None and site.op.out_of_reach:
-            _refuse(initializers.get(site.op.weight.name), name)
 
 
 def _refuse(value: ir.Value | None, op: str | None) -> None:

@@ -14,7 +14,9 @@ from octavo.adapters.onnx import OnnxConfig, offers
 from octavo.adapters.onnx.adapter import OnnxAdapter
 from octavo.adapters.onnx.kernels import probing
 from octavo.adapters.onnx.session import OnnxSession
+from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import NonFiniteWeight, SchemeError
+from octavo.core.opening.opening import open_model
 from tests.adapters.onnx import models
 
 
@@ -37,7 +39,7 @@ def test_a_parameter_that_is_not_finite_is_named_at_open(
     name: str, value: float
 ) -> None:
     with pytest.raises(NonFiniteWeight, match=f"{name!r}"):
-        session_of(spoilt(name, value))
+        open_model(spoilt(name, value), PluginHost(third_party=False))
 
 
 @pytest.mark.parametrize("name", ["w1", "w2"])
