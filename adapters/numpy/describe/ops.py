@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from octavo.adapters.numpy.graph import Graph, Node
 from octavo.adapters.numpy.kernels.registry import Build
 from octavo.adapters.numpy.kernels.spatial.geometry import Geometry
+from octavo.core.authoring.sites import macs, shared_weights
 from octavo.core.values.coverage import unclaimed_of
 from octavo.core.values.graph import ModelView, Op, Weight, tied_groups
 
@@ -39,7 +39,7 @@ def describe(graph: Graph, shapes: Shapes) -> ModelView:
         shapes: Shapes of values for one batch, from a traced run; may be empty.
     """
     describer = _Describer(graph, shapes)
-    ops = tuple(describer.op(node) for node in graph.nodes)
+    ops = shared_weights(describer.op(node) for node in graph.nodes)
     groups = (*tied_groups(ops), *rescale_groups(graph, ops))
     unclaimed = unclaimed_of(census(graph), ops)
     return ModelView(ops, groups, graph.inputs, graph.outputs, _notes(graph), unclaimed)
@@ -49,25 +49,20 @@ class _Describer:
     def __init__(self, graph: Graph, shapes: Shapes) -> None:
         self._graph = graph
         self._shapes = shapes
-        self._batch = _batch_of(graph, shapes)
-        self._readers: dict[str, list[str]] = {}
-        for node in graph.nodes:
-            weight = weight_of(graph, node)
-            if weight:
-                self._readers.setdefault(weight, []).append(node.name)
 
     def op(self, node: Node) -> Op:
         """Return a node as an op."""
         constants = self._graph.initializers
         weight = self._weight(node)
+        kind = _type_of(node, weight)
         return Op(
             node.name,
-            _type_of(node, weight),
+            kind,
             tuple(v for v in node.inputs if v and v not in constants),
             tuple(v for v in node.outputs if v),
             weight,
             bias_of(self._graph, node),
-            self._macs(node),
+            self._macs(node, kind, weight),
             self._attributes(node, weight),
             why_out_of_reach(self._graph, node),
         )
@@ -77,11 +72,10 @@ class _Describer:
         if not name:
             return None
         array = self._graph.initializers[name]
-        others = tuple(n for n in self._readers[name] if n != node.name)
         origins = self._graph.origins.get(name, ())
         made_of = tuple(source.name for source in origins)
         dtype = str(array.dtype)
-        return Weight(name, array.shape, dtype, channel_axis(node), others, made_of)
+        return Weight(name, array.shape, dtype, channel_axis(node), made_of=made_of)
 
     def _attributes(self, node: Node, weight: Weight | None) -> dict[str, Any]:
         attributes = {k: v for k, v in node.attributes.items() if _is_plain(v)}
@@ -108,20 +102,10 @@ class _Describer:
             "pads": pads,
         }
 
-    def _macs(self, node: Node) -> int | None:
+    def _macs(self, node: Node, kind: str, weight: Weight | None) -> int | None:
         """Return a product's multiply-accumulates for one sample; None where not known."""
-        out = self._shapes.get(node.outputs[0])
-        if out is None:
-            return None
-        if node.op == "Conv":
-            weight = self._graph.initializers.get(node.inputs[1])
-            depth = None if weight is None else math.prod(weight.shape[1:])
-        elif node.op in ("Gemm", "MatMul"):
-            left = self._shape(node.inputs[0])
-            depth = left[-1] if left else None
-        else:
-            depth = None
-        return None if depth is None else math.prod(out) * depth // self._batch
+        read, written = self._shape(node.inputs[0]), self._shape(node.outputs[0])
+        return macs(kind, weight, read, written)
 
     def _shape(self, value: str) -> tuple[int, ...] | None:
         known = self._shapes.get(value)
@@ -129,15 +113,6 @@ class _Describer:
             return known
         constant = self._graph.initializers.get(value)
         return None if constant is None else constant.shape
-
-
-def _batch_of(graph: Graph, shapes: Shapes) -> int:
-    """Return how many samples the shapes are of: the first axis of an input is the batch's."""
-    for info in graph.inputs:
-        shape = shapes.get(info.name)
-        if shape:
-            return shape[0]
-    return 1
 
 
 def _type_of(node: Node, weight: Weight | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from onnx_ir import DataType, Node, Value
 from octavo.adapters.onnx.prepare.already_quantized import ALREADY
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.provenance import dtype_name, sources
+from octavo.core.authoring.sites import macs
 from octavo.core.values.graph import Attribute, Op, Weight
 
 from .carriers import root
@@ -75,7 +75,7 @@ class Draft:
             outputs=(name_of(last.outputs[0]),),
             weight=weight,
             bias=bias,
-            macs=_macs(node, self.kind, weight),
+            macs=self._macs(weight),
             attributes=attributes,
             out_of_reach=self._refusal(),
             further=tuple(
@@ -86,6 +86,12 @@ class Draft:
         return Site(
             op, node, last, self.inputs, roots, self.weight, bias, self.activation
         )
+
+    def _macs(self, weight: Weight | None) -> int | None:
+        if weight is None:
+            return None
+        read, written = self.node.inputs[0], self.node.outputs[0]
+        return macs(self.kind, weight, _shape_of(read), _shape_of(written))
 
     def _refusal(self) -> str:
         if self.why:
@@ -107,33 +113,8 @@ def _weight(held: Value | None, channel_axis: int) -> Weight:
     return Weight(name_of(held), shape, dtype, channel_axis, made_of=made_of)
 
 
-def _macs(node: Node, kind: str, weight: Weight | None) -> int | None:
-    """Multiply-accumulates for one sample (the first axis left out).
-
-    None where a shape is unknown.
-    """
-    written = _elements(node.outputs[0], 1)
-    if weight is None or written is None:
-        return None
-    if kind == "conv":
-        return written * math.prod(weight.shape[1:])
-    if kind == "conv_transpose":
-        pixels = _elements(node.inputs[0], 2)
-        if pixels is None:
-            return None
-        return pixels * weight.size
-    if kind == "linear":
-        return written * (weight.size // weight.shape[weight.channel_axis])
-    return None
-
-
-def _elements(value: Value | None, start: int) -> int | None:
-    """Return how many elements the axes from ``start`` on count; None if one is unknown."""
+def _shape_of(value: Value | None) -> tuple[int | None, ...] | None:
+    """Return a value's lengths, None for those that are not known; None for an unknown rank."""
     if value is None or value.shape is None:
         return None
-    product = 1
-    for length in list(value.shape)[start:]:
-        if not isinstance(length, int):
-            return None
-        product *= length
-    return product
+    return tuple(n if isinstance(n, int) else None for n in value.shape)

@@ -17,6 +17,7 @@ from octavo.adapters.onnx.prepare.already_quantized import describe
 from octavo.adapters.onnx.prepare.patterns import name_of
 from octavo.adapters.onnx.prepare.provenance import dtype_name
 from octavo.adapters.onnx.prepare.scopes import NOTES, walk
+from octavo.core.authoring.sites import shared_weights
 from octavo.core.values.graph import InputInfo, ModelView
 
 from .groups import find_groups
@@ -61,29 +62,11 @@ def find_sites(graph: Graph) -> Sites:
         site = recognize(node, fused)
         if site is not None:
             found[site.name] = keep_float_among_floats(site, integers)
-    _note_shared_weights(found)
+    for op in shared_weights(site.op for site in found.values()):
+        found[op.name] = replace(found[op.name], op=op)
     noticed = graph.meta.get(NOTES, ())
     notes = filter(None, (*noticed, describe(graph)))
     return Sites(graph, found, tuple(notes))
-
-
-def _note_shared_weights(sites: dict[str, Site]) -> None:
-    """Let every op know which others read its weight."""
-    readers: dict[str, list[str]] = {}
-    for name, site in sites.items():
-        weight = site.op.weight
-        if weight is not None:
-            found = readers.setdefault(weight.name, [])
-            found.append(name)
-    for names in readers.values():
-        if len(names) == 1:
-            continue
-        for name in names:
-            site = sites[name]
-            others = tuple(n for n in names if n != name)
-            shared = replace(site.held, shared_with=others)
-            op = replace(site.op, weight=shared)
-            sites[name] = replace(site, op=op)
 
 
 def _input_info(value: Value) -> InputInfo:
