@@ -4,6 +4,7 @@ itself."""
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -38,6 +39,9 @@ Two to three times what rounding to nearest costs on normal numbers: a kernel th
 a zero point wrongly is off by more.
 """
 
+_TRYING: ContextVar[bool] = ContextVar("octavo_trying", default=False)
+"""True while a scheme is tried: a backend that asks meanwhile what it offers is told the claims."""
+
 _ANSWERS: dict[Hashable, tuple[Offer, ...]] = {}
 """What was found in this process, by all that was asked."""
 
@@ -53,7 +57,8 @@ def established(
     and ``carry_out``, and run. A scheme is left out if that fails, if the ledger says that
     something else was carried out, if the answer is far from float's, or is float's to the last
     bit. It is ``kernel`` if the ledger says so and the witness agrees, else ``simulated``. The
-    logger ``octavo.authoring`` is told why.
+    logger ``octavo.authoring`` is told why. While a scheme is tried, the backend that asks what it
+    offers is told the claims: do not keep what this returns, it is kept here.
 
     Args:
         offers: Op type -> what may be possible, best first, each with the realization that is
@@ -64,13 +69,19 @@ def established(
     Returns:
         Op type -> the offers that hold, in their order; types without any are left out.
     """
+    if _TRYING.get():
+        return {kind: tuple(claimed) for kind, claimed in offers.items()}
     found: dict[str, tuple[Offer, ...]] = {}
     for kind, of_kind in offers.items():
         if not of_kind:
             continue
         key = (kind, tuple(of_kind), _identity(probe), _identity(witness))
         if key not in _ANSWERS:
-            _ANSWERS[key] = _established(kind, of_kind, probe, witness)
+            before = _TRYING.set(True)
+            try:
+                _ANSWERS[key] = _established(kind, of_kind, probe, witness)
+            finally:
+                _TRYING.reset(before)
         if _ANSWERS[key]:
             found[kind] = _ANSWERS[key]
     return found
@@ -91,6 +102,7 @@ def _established(
     if tried is None:
         return ()
     kept: list[Offer] = []
+    why_not = ""
     for offer in offers:
         why_not, why_no_kernel = tried.ask(offer, witness)
         if why_not:
@@ -100,6 +112,9 @@ def _established(
             logger.debug("%s: [%s] is simulated: %s", kind, offer.scheme, why_no_kernel)
             offer = replace(offer, realization="simulated")
         kept.append(offer)
+    if not kept:
+        # A runtime without a kernel looks like a backend with a fault in it: its author is told.
+        logger.info("%s: none of %d schemes is offered: %s", kind, len(offers), why_not)
     return tuple(kept)
 
 

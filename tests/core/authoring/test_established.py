@@ -169,3 +169,33 @@ def test_a_model_without_the_op_is_a_fault_of_the_backend() -> None:
 
     with pytest.warns(AdapterFault, match="'conv'"):
         assert established({"conv": (STATIC,)}, probe, _agrees) == {}
+
+
+def test_a_backend_that_asks_while_it_is_tried_is_told_what_is_claimed() -> None:
+    asked: list[dict[str, tuple[Offer, ...]]] = []
+
+    def offers() -> dict[str, tuple[Offer, ...]]:
+        return established({"linear": (STATIC, PACKED)}, probe, only_static)
+
+    def note(recipe: Recipe, given: Mapping[str, OpParameters], graph: Graph) -> Any:
+        asked.append(offers())
+        return graph
+
+    def probe(kind: str) -> tuple[Session, Batch]:
+        return ToySession(note), (EXAMPLE,)
+
+    def only_static(candidate: Candidate, op: str) -> str:
+        return "" if candidate.recipe[op].mode == "static" else "it runs in float"
+
+    simulated = Offer(PACKED.scheme, "simulated")
+    assert offers() == {"linear": (STATIC, simulated)}
+    assert asked == [{"linear": (STATIC, PACKED)}] * 2
+    assert offers() == {"linear": (STATIC, simulated)}
+
+
+def test_where_nothing_is_left_the_author_is_told_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", "octavo.authoring"):
+        assert _ask(_raises) == ()
+    assert "none of 2 schemes is offered: RuntimeError: no kernel" in caplog.text
