@@ -141,6 +141,8 @@ def test_each_backend_is_held_against_its_own_float(path: Path, tmp_path: Path) 
     share = quantized.objectives["size"].value / size.value
     (row,) = (s for s in summary.splitlines() if "numpy" in s and "#" in s)
     assert f"{share:.3g}" in row
+    page = result.report(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "ratios are to the float model on onnx" in page
     folder = result.save(tmp_path / "out")
     kept = json.loads((folder / "octavo.json").read_text())["floats"]
     assert Trial.from_json(kept["numpy"]).metrics == own.metrics

@@ -205,6 +205,7 @@ def _as_option(value: Any) -> Scalar:
 __all__ = [
     "AskedBackend",
     "AskedBackends",
+    "Written",
     "asked_backends",
     "backend_table",
     "kinds_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from octavo.core.values.recipe import adapter_of
 from .backends import (
     AskedBackend,
     AskedBackends,
+    Written,
     asked_backends,
     kinds_of,
     only_backend,
@@ -75,6 +76,25 @@ def open_model(
             f"{owner.name!r} does"
         )
     return _opened(card, card.name, asked.settings, model, example)
+
+
+def open_given(
+    model: Any,
+    host: PluginHost,
+    backends: Sequence[Written] = (),
+    example: Batch | None = None,
+) -> Opened:
+    """Open a model as a run over some backends opens it as it was given.
+
+    Args:
+        model: As for :func:`autotune`.
+        host: Plugins.
+        backends: Those of the run; none for the model's own.
+        example: One batch, for shapes.
+    """
+    card = find_adapter(model, host, kinds_of(backends, host))
+    first = _as_given(card, asked_backends(backends or (card.name,), host), host)
+    return _opened(card, first.name, first.settings, model, example)
 
 
 def _opened(

@@ -14,6 +14,7 @@ from rich.text import Text
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
+from octavo.core.opening.choosing import reads
 from octavo.core.report import ReportData, report_data, text
 from octavo.core.results.result import load_candidate, read_manifest
 from octavo.core.scoring.evaluation import ArrayModel, check_scores, sampling_by_metric
@@ -98,7 +99,9 @@ def check(
         else:
             assert data is not None, "asked for above"
             samples = read_samples(data, labels)
-            reference = float_labels(in_float, name, samples, batch_size, PluginHost())
+            host, made_by = PluginHost(), manifest["backend"]
+            asked = (made_by,) if reads(host.adapters()[made_by], in_float) else ()
+            reference = float_labels(in_float, name, samples, batch_size, host, asked)
             score = FileScore(name, samples, batch_size, reference)
             raw = score(ArrayModel(candidate))
     scores = check_scores(raw, name)

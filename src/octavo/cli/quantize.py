@@ -130,7 +130,10 @@ def quantize(
             raise typer.Exit(DONE)
         score: Callable[[Any], Any] | None = own
         if metric_name is not None and samples is not None:
-            reference = float_labels(opened, metric_name, samples, batch_size, host)
+            asked = () if backend is None else (backend,)
+            reference = float_labels(
+                opened, metric_name, samples, batch_size, host, asked
+            )
             score = FileScore(metric_name, samples, batch_size, reference)
         shows = verbose == 0
         quantized = quantize_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import octavo
 from octavo.core.contract.hookspecs import hookimpl
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
@@ -83,6 +85,29 @@ def test_two_may_take_one_class(
     assert find_adapter(tiny.chain(), two).name == "one"
     assert "two takes it too" in caplog.messages[0]
     assert find_adapter(tiny.chain(), two, ("two",)).name == "two"
+
+
+def test_the_choice_stands_in_the_result(
+    host: Callable[..., PluginHost], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tiny.host().adapters()["tiny"]
+    plugins = host(own, replace(own, name="tiny2"))
+    found = octavo.quantize_model(
+        tiny.chain(), "int8-static", tiny.calibration(), host=plugins
+    )
+    assert found.candidate.recipe.backend == "tiny"
+    assert any("opened by tiny; tiny2 takes it too" in note for note in found.notes)
+    with octavo.prepare(
+        tiny.chain(),
+        tiny.accuracy,
+        tiny.calibration(),
+        storage=tmp_path / "h.db",
+        minimise="size",
+        strategy="basic",
+        host=plugins,
+    ) as run:
+        result = run.finish()
+    assert any("opened by tiny; tiny2 takes it too" in text for text in result.remarks)
 
 
 def test_a_reader_that_is_named_alone_opens_the_file_by_itself(

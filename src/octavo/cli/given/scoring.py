@@ -3,15 +3,16 @@ batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError
+from octavo.core.opening.backends import Written
 from octavo.core.opening.config import TuningConfig
-from octavo.core.opening.opening import open_model
+from octavo.core.opening.opening import open_given
 from octavo.core.scoring.evaluation import ArrayModel
 from octavo.core.system.textfiles import absolute
 
@@ -143,7 +144,8 @@ def scored(
         return model, Scored(own, batches, settings, sources)
     assert samples is not None, "check() asks for samples where no function scores"
     name = _name(settings, samples)
-    reference = float_labels(model, name, samples, wanted.batch_size, host)
+    asked = settings.backends or ()
+    reference = float_labels(model, name, samples, wanted.batch_size, host, asked)
     score = FileScore(name, samples, wanted.batch_size, reference)
     settings = _with_direction(settings, name)
     return model, Scored(score, batches, settings, sources)
@@ -182,7 +184,12 @@ def _with_direction(settings: TuningConfig, name: str) -> TuningConfig:
 
 
 def float_labels(
-    model: Any, name: str, samples: Samples, batch_size: int, host: PluginHost
+    model: Any,
+    name: str,
+    samples: Samples,
+    batch_size: int,
+    host: PluginHost,
+    backends: Sequence[Written] = (),
 ) -> ArrayModel | None:
     """Return the float model, whose outputs stand in for labels; None where they are not needed.
 
@@ -192,6 +199,7 @@ def float_labels(
         samples: Inputs and labels.
         batch_size: Samples per call.
         host: Plugins.
+        backends: Of the run: one that reads the model's file needs no other.
 
     Raises:
         ConfigError: If it is needed and there is none.
@@ -204,5 +212,5 @@ def float_labels(
             f"{name} compares with the float model's outputs: give that model with --float"
         )
     example = next(samples.batches(batch_size))
-    opened = open_model(model, host, example=example)
+    opened = open_given(model, host, backends, example)
     return ArrayModel(opened.session.reference())
