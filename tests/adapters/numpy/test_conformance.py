@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from octavo.adapters.numpy.candidate import NumpyCandidate
 from octavo.adapters.numpy.graph import Builder, Graph
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.testing.conformance import AdapterCase, AdapterConformance
+from tests.core.testing.lying import fails
 
 HOST = PluginHost(third_party=False)
 
@@ -124,3 +126,44 @@ class TestTransformer(AdapterConformance):
     @classmethod
     def case(cls) -> AdapterCase:
         return AdapterCase(HOST.adapters()["numpy"], transformer(), tokens(), host=HOST)
+
+
+def two_heads() -> Graph:
+    """One hidden layer, and two outputs of one shape."""
+    random = np.random.default_rng(8)
+
+    def f(*shape: int) -> np.ndarray:
+        return (random.normal(0, 1, shape) / np.sqrt(shape[0])).astype(np.float32)
+
+    b = Builder()
+    x = b.input("x", (None, 32))
+    hidden = b.Relu(b.Gemm(x, f(32, 48), f(48), name="hidden"))
+    first = b.Gemm(hidden, f(48, 6), f(6), name="first")
+    second = b.Gemm(hidden, f(48, 6), f(6), name="second")
+    return b.graph(first, second)
+
+
+def rows() -> list[tuple[np.ndarray, ...]]:
+    random = np.random.default_rng(9)
+    return [(random.normal(0, 1, (n, 32)).astype(np.float32),) for n in (8, 5)]
+
+
+class TestSeveralOutputs(AdapterConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls) -> AdapterCase:
+        return AdapterCase(HOST.adapters()["numpy"], two_heads(), rows(), host=HOST)
+
+
+def test_outputs_that_change_places_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = AdapterCase(HOST.adapters()["numpy"], two_heads(), rows(), host=HOST)
+    assert fails("test_outputs_come_in_their_order", case) == ""
+    honest = NumpyCandidate.run
+
+    def run(self, batch):
+        outputs = honest(self, batch)
+        return outputs[::-1] if len(self.recipe) else outputs
+
+    monkeypatch.setattr(NumpyCandidate, "run", run)
+    assert "another output" in fails("test_outputs_come_in_their_order", case)
+    assert fails("test_everything_at_once", case)

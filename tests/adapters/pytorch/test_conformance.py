@@ -103,6 +103,7 @@ class TestTraced(AdapterConformance):
             batches=[(torch.randn(8, 3, 16, 16),) for _ in range(3)],
             float_model=model,
             ops_per_type=4,
+            source=lambda batch: model(*batch).detach(),
         )
 
 
@@ -113,7 +114,14 @@ class TestModules(AdapterConformance):
         torch.manual_seed(0)
         model = Encoder().eval()
         batches = [{"ids": torch.randint(0, 50, (4, 12))} for _ in range(3)]
-        return AdapterCase(card=CARD, model=model, batches=batches, float_model=Encoder)
+        return AdapterCase(
+            card=CARD,
+            model=model,
+            batches=batches,
+            float_model=Encoder,
+            source=lambda batch: model(**batch).detach(),
+            odd=[{"ids": torch.zeros(1, 1, dtype=torch.int64)}],
+        )
 
 
 class TestSpeech(AdapterConformance):
