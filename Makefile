@@ -5,12 +5,16 @@ WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# TensorFlow is large and only converts: it has an environment of its own.
+TF_VENV := .venv-tensorflow
+TF_BIN := $(TF_VENV)/bin
+TF_READY := $(TF_VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check mutants format docs pictures bench system clean
+.PHONY: help install demo demo-keras test test-tensorflow check mutants format docs pictures bench system clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST)
 
 # torch goes first and alone, so that nothing else chooses its build (CPU or CUDA) for it.
 $(READY): pyproject.toml constraints.txt
@@ -24,10 +28,22 @@ install: $(READY) ## create .venv with everything a developer needs, at the vers
 demo: $(READY) ## tune the digits network on three backends; leaves out/demo with the model and report.html
 	$(BIN)/python -m examples.demo
 
+$(TF_READY): pyproject.toml constraints.txt
+	@test -x $(TF_BIN)/python || "$(PYTHON)" -m venv $(TF_VENV)
+	$(TF_BIN)/python -m pip install -q -c constraints.txt -e ".[tensorflow,sklearn]" onnx pytest hypothesis
+	@touch $@
+
+demo-keras: $(TF_READY) ## train a Keras network and tune it for LiteRT, in .venv-tensorflow; leaves out/keras
+	$(TF_BIN)/python -m examples.tune_keras
+
 # A worker for each core, each with one thread. They begin at far ends, so that tests that share a
 # module's fixtures mostly meet in one worker.
 test: $(READY) ## run all tests; WORKERS=0 runs them in one process
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	@$(BIN)/python -c "import tensorflow" 2>/dev/null || echo "left out, for TensorFlow is not in $(VENV): tests/adapters/litert/test_tensorflow.py; make test-tensorflow runs them"
+
+test-tensorflow: $(TF_READY) ## run the tests of models of TensorFlow and Keras, in .venv-tensorflow
+	OMP_NUM_THREADS=1 $(TF_BIN)/python -m pytest -q tests/adapters/litert/test_tensorflow.py tests/adapters/litert/test_conversion.py
 
 check: $(READY) ## ruff, mypy (strict), the import contracts and the house rules
 	$(BIN)/ruff check .
@@ -62,4 +78,4 @@ system: ## install Chromium and PostgreSQL, which some tests use, where apt is a
 	else echo "not here, and apt-get is not at hand: $$missing; the tests that use it will be skipped"; fi
 
 clean: ## remove what can be made again
-	rm -rf $(VENV) out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TF_VENV) out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""Tune a Keras model for LiteRT: `make demokeras`, or, where `octavo[tensorflow]` and scikit-learn
+"""Tune a Keras model for LiteRT: `make demo-keras`, or, where `octavo[tensorflow]` and scikit-learn
 are installed, `python -m examples.tune_keras`.
 
 A small convolution network (residual, separable, batch norm) learns scikit-learn's digits in

@@ -7,7 +7,9 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 pytest.importorskip("ai_edge_litert")
-tf = pytest.importorskip("tensorflow")
+tf = pytest.importorskip(
+    "tensorflow", reason="TensorFlow is not installed: make test-tensorflow runs these"
+)
 
 import octavo  # noqa: E402
 from octavo.core.contract.plugins import PluginHost  # noqa: E402
