@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 
 from tests.adapters.litert.builder import RELU, RELU6, Builder
 
@@ -72,53 +73,43 @@ def transformer() -> bytes:
 
 
 def digits() -> tuple[bytes, np.ndarray, np.ndarray]:
-    """A separable network trained on the digits in seconds, with images and labels to score by.
+    """A separable network that reads digits, with images and labels to score it by.
 
-    The channels between its depthwise and its pointwise layer have sizes a thousand apart, as batch
-    norms leave them: that is nothing to a float model, and much to one scale for all of them.
+    Its convolutions are drawn, and what reads their features is fitted. The channels between the
+    depthwise and the pointwise layer have sizes a thousand apart, as batch norms may leave them:
+    that is nothing to a float model, and much to one scale for all of them.
     """
-    import torch
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    x = (images / 16).reshape(-1, 1, 8, 8).astype(np.float32)
-    torch.manual_seed(0)
-    layers = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 16, 3, padding=1, groups=16), torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 32, 1), torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2), torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU(),
-        torch.nn.Flatten(2), torch.nn.AdaptiveAvgPool1d(1), torch.nn.Flatten(),
-        torch.nn.Linear(32, 10),
-    )  # fmt: skip
-    train_x, train_y = torch.tensor(x[:1300]), torch.tensor(labels[:1300])
-    optimizer = torch.optim.Adam(layers.parameters(), 5e-3)
-    for epoch in range(25):
-        for part in torch.randperm(1300, generator=torch.manual_seed(epoch)).split(100):
-            optimizer.zero_grad()
-            loss = torch.nn.functional.cross_entropy(
-                layers(train_x[part]), train_y[part]
-            )
-            loss.backward()
-            optimizer.step()
-    held = {name: value.detach().numpy() for name, value in layers.named_parameters()}
+    x = (images / 16).reshape(-1, 8, 8, 1).astype(np.float32)
+    run = Interpreter(model_content=_separable(np.eye(FEATURES, dtype=np.float32), None))
+    entry = run.get_input_details()[0]
+    run.resize_tensor_input(entry["index"], x.shape)
+    run.allocate_tensors()
+    run.set_tensor(entry["index"], x)
+    run.invoke()
+    features = run.get_tensor(run.get_output_details()[0]["index"])
+    train = np.hstack([features[:1300], np.ones((1300, 1), np.float32)]).astype(float)
+    ridge = train.T @ train + 0.1 * np.eye(FEATURES + 1)
+    fitted = np.linalg.solve(ridge, train.T @ np.eye(10)[labels[:1300]]).T
+    weight, bias = fitted[:, :-1].astype(np.float32), fitted[:, -1].astype(np.float32)
+    return _separable(weight, bias), x[1300:], labels[1300:]
+
+
+FEATURES = 4 * 4 * 32
+
+
+def _separable(weight: np.ndarray, bias: np.ndarray | None) -> bytes:
+    rng = np.random.default_rng(0)
     sizes = np.geomspace(1.0, 1000.0, 16).astype(np.float32)
-    held["2.weight"] = held["2.weight"] * sizes[:, None, None, None]
-    held["2.bias"] = held["2.bias"] * sizes
-    held["4.weight"] = held["4.weight"] / sizes[None, :, None, None]
-    return _separable(held), x[1300:].transpose(0, 2, 3, 1).copy(), labels[1300:]
-
-
-def _separable(held: dict[str, np.ndarray]) -> bytes:
-    """Write the network of :func:`digits` with channels last."""
     b = Builder()
-
-    def conv(y: int, at: str) -> int:
-        weight = held[f"{at}.weight"].transpose(0, 2, 3, 1)
-        return b.conv(y, weight, held[f"{at}.bias"], f"conv_{at}", RELU)
-
-    y = conv(b.input((-1, 8, 8, 1), "images"), "0")
-    depth = held["2.weight"].transpose(1, 2, 3, 0)
-    y = conv(b.depthwise(y, depth, held["2.bias"], "depthwise", RELU), "4")
-    y = b.mean(conv(b.pool("MAX", y, 2, "max"), "7"), "gap")
-    return b.bytes(b.dense(y, held["12.weight"], held["12.bias"], "head"))
+    x = b.input((-1, 8, 8, 1), "images")
+    y = b.conv(x, _weights(rng, 16, 3, 3, 1), _weights(rng, 16) / 4, "stem", RELU)
+    depth = (rng.normal(size=(1, 3, 3, 16)) / 3).astype(np.float32)
+    shift = _weights(rng, 16) / 4
+    y = b.depthwise(y, depth * sizes, shift * sizes, "depthwise", RELU)
+    point = _weights(rng, 32, 1, 1, 16) / sizes
+    y = b.conv(y, point, _weights(rng, 32) / 4, "pointwise", RELU)
+    y = b.reshape(b.pool("MAX", y, 2, "max"), (-1, FEATURES), "flat")
+    return b.bytes(b.dense(y, weight, bias, "head"))
