@@ -83,7 +83,9 @@ def digits() -> tuple[bytes, np.ndarray, np.ndarray]:
 
     images, labels = load_digits(return_X_y=True)
     x = (images / 16).reshape(-1, 8, 8, 1).astype(np.float32)
-    run = Interpreter(model_content=_separable(np.eye(FEATURES, dtype=np.float32), None))
+    run = Interpreter(
+        model_content=_separable(np.eye(FEATURES, dtype=np.float32), None)
+    )
     entry = run.get_input_details()[0]
     run.resize_tensor_input(entry["index"], x.shape)
     run.allocate_tensors()
