@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("openvino")
 
 import openvino as ov
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from octavo.core.contract.plugins import PluginHost
@@ -27,6 +28,23 @@ RENAMED = {"scores": "scale", "classifier": "y", "down": "y"}
 
 def as_openvino(proto: Any) -> ov.Model:
     return ov.Core().read_model(proto.SerializeToString(), b"")
+
+
+def perceptron() -> onnx.ModelProto:
+    """Two linear layers: a Gemm, and a MatMul with an Add."""
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], "first", transB=1),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("MatMul", ["r", "w2"], ["m"], "second"),
+        helper.make_node("Add", ["m", "b2"], ["y"], "second_bias"),
+    ]
+    tensors = models.weights(w1=(48, 33), b1=(48,), w2=(48, 7), b2=(7,))
+    return models.build(nodes, tensors, {"x": ["n", 33]}, {"y": ["n", 7]})
+
+
+def rows() -> list[tuple[np.ndarray]]:
+    random = np.random.default_rng(0)
+    return [(random.normal(size=(16, 33)).astype(np.float32),) for _ in range(3)]
 
 
 def witness(candidate: Candidate, name: str) -> str:
@@ -109,3 +127,11 @@ class TestTransformer(AdapterConformance):
         folder = tmp_path_factory.mktemp("transformer")
         one_token = (np.zeros((1, 1), np.int64),)
         return case_of(models.transformer_block(), models.tokens(), folder, one_token)
+
+
+class TestPerceptron(AdapterConformance):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def case(cls, tmp_path_factory: pytest.TempPathFactory) -> AdapterCase:
+        folder = tmp_path_factory.mktemp("mlp")
+        return case_of(perceptron(), rows(), folder, (rows()[0][0][:1],))
