@@ -29,6 +29,22 @@ used = {s.calibrator.kind for s in schemes if s.mode == "static"}
 print(len(result.trials), *sorted(used))
 """
 
+TUNE_SLATE = """
+import numpy as np, octavo
+from test_slate import NET, random
+x = random(64, 32)
+def likeness(model):
+    y = model(x)
+    return -float(np.linalg.norm(y - float_outputs) / np.linalg.norm(float_outputs))
+from octavo_slate.runtime import Compiled
+float_outputs = Compiled(NET).run(x)[0]
+result = octavo.quantize_model(NET, "int8-static+gptq", [(x,)])
+result.save("slate-result")
+again = octavo.load("slate-result")
+print(*(line.realization for line in result.ledger.values() if not line.applied.is_float),
+      np.array_equal(again(x), result.model(x)) and likeness(again) > -0.05)
+"""
+
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,7 +56,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files[f"{ABOUT}/METADATA"] = (
         "Metadata-Version: 2.1\nName: octavo-mine\nVersion: 0.1\n"
     )
-    files[f"{ABOUT}/entry_points.txt"] = "[octavo]\nmine = octavo_mine\n"
+    files[f"{ABOUT}/entry_points.txt"] = (
+        "[octavo]\nmine = octavo_mine\nslate = octavo_slate\n"
+    )
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -72,3 +90,15 @@ def test_it_tunes_a_model(reader: Reader, plugin: Path) -> None:
 def test_it_passes_the_kit(reader: Reader, plugin: Path) -> None:
     quiet = ("-q", "-p", "no:cacheprovider")
     assert "passed" in reader.python(plugin, "-m", "pytest", *quiet, "test_mine.py")
+
+
+def test_its_backend_passes_the_kit(reader: Reader, plugin: Path) -> None:
+    quiet = ("-q", "-p", "no:cacheprovider")
+    shown = reader.python(plugin, "-m", "pytest", *quiet, "test_slate.py")
+    assert "passed" in shown and "failed" not in shown
+
+
+def test_its_backend_is_tuned(reader: Reader, plugin: Path) -> None:
+    (plugin / "tune_slate.py").write_text(TUNE_SLATE, encoding="utf-8")
+    shown = reader.python(plugin, "-W", "ignore", "tune_slate.py").splitlines()[-1]
+    assert shown == "kernel kernel True"
