@@ -195,9 +195,7 @@ def octavo_onnx(path: Path, calibration: Sequence[Any], folder: Path) -> Path:
         return choices[0] if op.type == "linear" else FLOAT
 
     transforms = (PartChoice.model_validate(beside.INT8),)
-    return beside.save(
-        beside.quantized(path, choose, calibration, transforms), folder
-    )
+    return beside.save(beside.quantized(path, choose, calibration, transforms), folder)
 
 
 def nncf_transformer(path: Path, calibration: Iterable[Feed], out: Path) -> Path:
