@@ -10,12 +10,21 @@ import pytest
 from array_api_compat import is_array_api_obj
 
 from octavo.core.contract.adapter import Batch, Candidate
-from octavo.core.errors import DataError
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.calls import parts, plainest
 from octavo.core.values.graph import InputInfo
 
-from .case import AdapterCase, arrays, check_close_to_largest, like, outputs, rms
+from .case import (
+    AdapterCase,
+    arrays,
+    check_close_to_largest,
+    each,
+    first_row,
+    like,
+    outputs,
+    rms,
+    runs,
+)
 from .visible import Bench
 
 SURPLUS = 16
@@ -38,7 +47,7 @@ class Calling:
         quantized = bench.realizer.candidate(bench.space.recipe(bench.space.first()))
         for model in (quantized, bench.opened.session.reference()):
             for what, batch in _wrong(case.batches[0], bench.opened.view.inputs):
-                assert _is_refused(model, batch), (
+                assert not runs(model, batch), (
                     f"a batch with {what} is run, where a DataError says what was expected"
                 )
 
@@ -65,8 +74,8 @@ class Calling:
         candidate = bench.realizer.candidate(bench.space.recipe(chosen))
         reference = bench.opened.session.reference()
         whole = case.batches[0]
-        row = _first_row(whole)
-        if row is None or not _runs(reference, row):
+        row = first_row(whole)
+        if row is None or not runs(reference, row):
             pytest.skip("the model takes one number of rows only")
         exact = [y[:1] for y in arrays(reference.run(whole))]
         if not _are_close(arrays(reference.run(row)), exact):
@@ -149,44 +158,15 @@ def _wrong_arrays(
         yield "one axis too many", array[None]
 
 
-def _is_refused(model: Candidate, batch: Batch) -> bool:
-    try:
-        model.run(batch)
-    except DataError:
-        return True
-    return False
-
-
 def _derived(batch: Batch, reference: Candidate) -> Iterator[Batch]:
     """Yield the first row alone and zeros, where the float model takes them."""
-    for changed in (_first_row(batch), _mapped(batch, _zeros)):
-        if changed is not None and _runs(reference, changed):
+    for changed in (first_row(batch), each(batch, _zeros)):
+        if changed is not None and runs(reference, changed):
             yield changed
-
-
-def _first_row(batch: Batch) -> Batch | None:
-    args, kwargs = parts(batch)
-    values = [*args, *kwargs.values()]
-    is_flat = all(is_array_api_obj(value) and value.ndim for value in values)
-    if not is_flat or len({value.shape[0] for value in values}) != 1:
-        return None
-    return _mapped(batch, lambda value: value[:1])
 
 
 def _zeros(value: Any) -> Any:
     return value * 0 if is_array_api_obj(value) else value
-
-
-def _mapped(batch: Batch, change: Any) -> Batch:
-    args, kwargs = parts(batch)
-    return plainest(
-        [change(value) for value in args],
-        {name: change(value) for name, value in kwargs.items()},
-    )
-
-
-def _runs(model: Candidate, batch: Batch) -> bool:
-    return not _is_refused(model, batch)
 
 
 def _are_close(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> bool:

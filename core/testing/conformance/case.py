@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, is_array_api_obj
 
 from octavo.core.contract.adapter import Adapter, Batch, Candidate, Opened
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
+from octavo.core.errors import DataError
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.quantizing.realize import Realizer
+from octavo.core.values.calls import parts, plainest
 from octavo.core.values.space import TuningSpace
 
 Arrays = Sequence[np.ndarray]
@@ -151,6 +153,34 @@ def check_close_to_largest(got: Arrays, expected: Arrays, share: float) -> None:
 def like(array: np.ndarray, other: Any) -> Any:
     """Return ``array`` in the array namespace and on the device of ``other``."""
     return array_namespace(other).asarray(array, device=device(other))
+
+
+def first_row(batch: Batch) -> Batch | None:
+    """Return a batch of the first row alone; None where its inputs have none in common."""
+    args, kwargs = parts(batch)
+    values = [*args, *kwargs.values()]
+    is_flat = all(is_array_api_obj(value) and value.ndim for value in values)
+    if not is_flat or len({value.shape[0] for value in values}) != 1:
+        return None
+    return each(batch, lambda value: value[:1])
+
+
+def each(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    """Return a batch with each of its values changed."""
+    args, kwargs = parts(batch)
+    return plainest(
+        [change(value) for value in args],
+        {name: change(value) for name, value in kwargs.items()},
+    )
+
+
+def runs(model: Candidate, batch: Batch) -> bool:
+    """Return whether a model takes a batch; whatever else it raises is a fault."""
+    try:
+        model.run(batch)
+    except DataError:
+        return False
+    return True
 
 
 def rms(x: np.ndarray) -> float:

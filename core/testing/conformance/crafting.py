@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from octavo.core.contract.adapter import Candidate, OpParameters
+from octavo.core.contract.adapter import Batch, Candidate, OpParameters
 from octavo.core.numerics.affine import QuantParams, integer_range
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.numerics.tensor import QuantizedTensor
@@ -44,9 +45,17 @@ class Crafted:
         """The op and its scheme in words."""
         return f"{self.op.name} ({self.op.type}) as [{self.scheme}]"
 
-    def run(self, decided: OpParameters) -> np.ndarray:
-        """Return all outputs of the model under changed decisions, flat."""
-        found = outputs(self.applied(decided), self.bench.case.batches)
+    def run(
+        self, decided: OpParameters, batches: Sequence[Batch] | None = None
+    ) -> np.ndarray:
+        """Return all outputs of the model under changed decisions, flat.
+
+        Args:
+            decided: For the op.
+            batches: None for those of the case.
+        """
+        given = self.bench.case.batches if batches is None else batches
+        found = outputs(self.applied(decided), given)
         return np.concatenate([y.ravel() for y in found])
 
     def applied(self, decided: OpParameters) -> Candidate:

@@ -8,18 +8,21 @@ for others must not.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from octavo.core.contract.adapter import Batch, OpParameters
 from octavo.core.numerics.affine import is_integer
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.values.graph import Op
 from octavo.core.values.scheme import OpScheme
 
-from .case import rms
+from .case import AdapterCase, first_row, rms, runs
 from .crafting import PRODUCTS, Crafted
-from .visible import Bench
+from .reference import rounded_forward
+from .visible import Bench, observed
 
 SAME = 0.1
 """Share of an effect by which two runs may differ that must be alike: codes on a tie, a bias in 32
@@ -29,6 +32,8 @@ LIKE = 0.5
 FELT = 1e-3
 """Share of the outputs below which a change has no effect that could be told from rounding."""
 
+SUMS = 1e-5
+"""Share of the outputs by which sums in float32 may differ."""
 ENOUGH = 2
 """Ops of a type whose bias is looked at."""
 
@@ -97,6 +102,23 @@ class Deciding:
                     f"(axis {weight.params.axis})"
                 )
 
+    def test_inner_products_are_those_of_rounding(
+        self, case: AdapterCase, bench: Bench
+    ) -> None:
+        """Layers in the middle of the model round as those at its end do."""
+        row = first_row(case.batches[0])
+        reference = bench.opened.session.reference()
+        if row is None or not runs(reference, row):
+            pytest.skip("the model takes one number of rows only")
+        tried = 0
+        for op in _ops(bench, "linear"):
+            for scheme in _apart(bench, "linear", _by_mode):
+                is_rounded = scheme.mode in ("static", "dynamic")
+                if op.bias and is_rounded and scheme in bench.offers(op):
+                    tried += _check_inner(Crafted(bench, op, scheme), row)
+        if not tried:
+            pytest.skip("no linear op with a bias writes one vector for one row")
+
     def test_a_corrected_bias_is_used(self, bench: Bench) -> None:
         """``OpParameters.bias`` takes the place of the model's own."""
         for kind in PRODUCTS & bench.space.types.keys():
@@ -127,6 +149,37 @@ def _feels_its_bias(crafted: Crafted) -> bool:
         f"{crafted.what}: the model's own bias, given as a corrected one, changes the outputs"
     )
     return rms(changed - as_decided) > felt
+
+
+def _check_inner(crafted: Crafted, row: Batch) -> bool:
+    """Hold an op anywhere in the model against plain NumPy; return whether the kit could.
+
+    Where an op writes one vector, its result can be had in another way: without products and with
+    that vector as its bias.
+    """
+    read = observed(crafted.bench, crafted.op, row)
+    is_one_vector = len(read) == 1 and read[0].size == read[0].shape[-1]
+    own = crafted.own_bias()
+    decided = crafted.decided
+    wanted = rounded_forward(crafted.op, read, decided, own)
+    halfway = rounded_forward(crafted.op, read, decided, own, float_inputs=True)
+    if not is_one_vector or wanted is None or halfway is None:
+        return False
+    none = crafted.without_products()
+    got = crafted.run(decided, [row])
+    right = crafted.run(_with_result(crafted, none, wanted), [row])
+    wrong = crafted.run(_with_result(crafted, none, halfway), [row])
+    assert rms(got - right) <= LIKE * rms(right - wrong) + SUMS * rms(right), (
+        f"{crafted.what}: its result is not what rounding gives; it is "
+        f"{rms(got - right):.3g} away, and {rms(got - wrong):.3g} from unrounded inputs"
+    )
+    return True
+
+
+def _with_result(
+    crafted: Crafted, none: OpParameters, result: np.ndarray
+) -> OpParameters:
+    return replace(none, bias=crafted.with_bias(result.reshape(-1)).bias)
 
 
 Wanted = Callable[[OpScheme], Hashable]

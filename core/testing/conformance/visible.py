@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from octavo.core.contract.adapter import Candidate, Opened, OpParameters
+from octavo.core.contract.adapter import Batch, Candidate, Opened, OpParameters
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
@@ -194,17 +194,19 @@ def _outputs(visible: Visible, candidate: Candidate) -> list[np.ndarray]:
 
 def _seen(bench: Bench, op: Op) -> list[list[np.ndarray]]:
     """Return what an op reads, for each batch, by observing the float model."""
-    found: list[list[np.ndarray]] = []
-    for batch in bench.case.batches:
-        kept: dict[str, np.ndarray] = {}
+    return [observed(bench, op, batch) for batch in bench.case.batches]
 
-        def keep(value: str, array: Any, kept: dict[str, np.ndarray] = kept) -> None:
-            kept[value] = np.array(to_numpy(array), np.float64)
 
-        if op.inputs:
-            bench.opened.session.observe([batch], op.inputs, keep)
-        found.append([kept[value] for value in op.inputs])
-    return found
+def observed(bench: Bench, op: Op, batch: Batch) -> list[np.ndarray]:
+    """Return what an op reads of one batch in the float model, float64."""
+    kept: dict[str, np.ndarray] = {}
+
+    def keep(value: str, array: Any) -> None:
+        kept[value] = np.array(to_numpy(array), np.float64)
+
+    if op.inputs:
+        bench.opened.session.observe([batch], op.inputs, keep)
+    return [kept[value] for value in op.inputs]
 
 
 def _float(opened: Opened, op: Op, x: Arrays) -> np.ndarray | None:

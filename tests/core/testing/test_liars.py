@@ -56,6 +56,19 @@ def float_inputs_of_dynamic(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TinyCandidate, "_product", product)
 
 
+def float_inputs_of_inner_dynamic(patch: pytest.MonkeyPatch) -> None:
+    """Honest at the end of the model and where a layer is alone, where it can be seen."""
+    honest = TinyCandidate._product
+
+    def product(self, x, i):
+        _, codes, scale, known = self.layers[i]
+        if known is not None or i == len(self.chain.weights) - 1:
+            return honest(self, x, i)
+        return x @ (codes * np.reshape(scale, (-1, 1))).T.astype(np.float32)
+
+    patch.setattr(TinyCandidate, "_product", product)
+
+
 def _products_of(patch: pytest.MonkeyPatch, change) -> None:
     """Let products be computed of a changed (codes, scale, known)."""
     honest = TinyCandidate._product
@@ -378,6 +391,11 @@ CAUGHT = (
     (float_products, "test_numbers_are_those_of_the_rounded_op", "from what rounding"),
     (float_weights, "test_numbers_are_those_of_the_rounded_op", "from what rounding"),
     (float_inputs_of_dynamic, "test_numbers_are_those_of_the_rounded_op", "dynamic"),
+    (
+        float_inputs_of_inner_dynamic,
+        "test_inner_products_are_those_of_rounding",
+        "dynamic",
+    ),
     (permuted_scales, "test_scales_belong_to_their_channels", "not those of"),
     (one_scale_for_all, "test_scales_belong_to_their_channels", "not those of"),
     (zero_point_ignored, "test_zero_points_of_inputs_are_used", "zero point"),
