@@ -88,6 +88,25 @@ def permuted_scales(patch: pytest.MonkeyPatch) -> None:
     _products_of(patch, lambda c, s, k: (c, s[::-1] if np.ndim(s) else s, k))
 
 
+def scales_of_inputs(patch: pytest.MonkeyPatch) -> None:
+    """The wrong axis; where a matrix is square, no shape shows it."""
+    honest = TinyCandidate._product
+
+    def product(self, x, i):
+        _, codes, scale, _ = self.layers[i]
+        is_square = np.ndim(scale) and codes.shape[0] == codes.shape[1]
+        if not is_square:
+            return honest(self, x, i)
+        twin = self.with_ledger(self.ledger)
+        mode, _, _, known = self.layers[i]
+        whole = np.float32(np.max(scale))
+        rounded = np.round(codes * scale / whole)
+        twin.layers = {**self.layers, i: (mode, rounded, whole, known)}
+        return honest(twin, x, i)
+
+    patch.setattr(TinyCandidate, "_product", product)
+
+
 def one_scale_for_all(patch: pytest.MonkeyPatch) -> None:
     _products_of(patch, lambda c, s, k: (c, np.full_like(s, np.max(s)), k))
 
@@ -397,6 +416,7 @@ CAUGHT = (
         "dynamic",
     ),
     (permuted_scales, "test_scales_belong_to_their_channels", "not those of"),
+    (scales_of_inputs, "test_numbers_are_those_of_the_rounded_op", "from what"),
     (one_scale_for_all, "test_scales_belong_to_their_channels", "not those of"),
     (zero_point_ignored, "test_zero_points_of_inputs_are_used", "zero point"),
     (scale_of_inputs_ignored, "test_inputs_keep_to_their_range", "scale of its input"),
