@@ -22,7 +22,13 @@ from tests.adapters.onnx import models
 HOST = PluginHost(third_party=False)
 INTEGERS = ("i8", "u8")
 PACKED = (*INTEGERS, "i4", "u4", "u2", "nf4", "f4e2m1", "f8e4m3", "f8e5m2")
-RENAMED = {"scores": "scale", "classifier": "y", "down": "y", "first": "first_2"}
+RENAMED = {
+    "scores": "scale",
+    "classifier": "y",
+    "down": "y",
+    "first": "first_2",
+    "second": "y",
+}
 """Ops that may go by the name of what is fused behind them: a factor, a bias."""
 
 
