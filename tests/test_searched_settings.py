@@ -13,7 +13,7 @@ import pytest
 
 import octavo
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.errors import ConfigError, ModelError
+from octavo.core.errors import ConfigError, ModelError, StoreError
 from octavo.core.opening.backends import asked_backends
 from octavo.core.opening.opening import _as_given, check_memory
 from octavo.core.results.result import load_candidate
@@ -166,6 +166,21 @@ def test_the_baseline_is_what_is_asked_for(
     assert {trial.recipe.backend for trial in result.trials} == searched
     # What is not searched takes no trials, and is told beside the others all the same.
     assert set(result.floats) == searched - {name}
+
+
+def test_a_run_goes_on_only_with_the_same_settings_and_baseline(
+    path: Path, tmp_path: Path
+) -> None:
+    first = {"kind": "numpy", "threads": 1}
+    tune(path, tmp_path / "h.db", backends=[first, "onnx"], max_trials=1)
+    other = {"kind": "numpy", "threads": 2}
+    with pytest.raises(StoreError, match=r"another backends .*threads: 1 then, 2 now"):
+        tune(path, tmp_path / "h.db", backends=[other, "onnx"], max_trials=1)
+    with pytest.raises(
+        StoreError, match=r"another baseline .*onnx.* then, .*numpy.* now"
+    ):
+        tune(path, tmp_path / "h.db", backends=[first, "onnx"], baseline="numpy")
+    tune(path, tmp_path / "h.db", backends=[first, "onnx"], max_trials=1)
 
 
 def test_the_model_as_given_runs_with_the_settings_of_all() -> None:

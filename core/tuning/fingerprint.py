@@ -37,6 +37,7 @@ def fingerprint(
     data: str,
     share: float,
     holdout_fn: bool,
+    baseline: str = "",
 ) -> dict[str, str]:
     """Return by key what makes trials comparable; each value is a digest or JSON.
 
@@ -49,6 +50,7 @@ def fingerprint(
         data: Digest of the calibration batches.
         share: Of the samples that are held out.
         holdout_fn: Whether a score over other data has a say at the end.
+        baseline: The backend whose float model is the baseline.
     """
     timed = TIMED & {*objectives, *settings.budgets}
     devices = {o.name: o.capability.device for o in opened}
@@ -68,12 +70,25 @@ def fingerprint(
         "racing": canonical_json(_racing(settings, score)),
         "versions": canonical_json(_versions(opened)),
         "machine": canonical_json(machine(timed=bool(timed), devices=devices)),
+        "baseline": canonical_json(baseline),
+        "backends": canonical_json(_settings(opened)),
     }
 
 
 def of_spaces(opened: Sequence[Opened], spaces: Mapping[str, TuningSpace]) -> str:
     """Return what a fingerprint says of the spaces of a run's backends."""
     return canonical_json([spaces[o.name].digest for o in opened])
+
+
+def _settings(opened: Sequence[Opened]) -> dict[str, Any]:
+    """Return the settings of each backend that somebody chose: threads, providers, ..."""
+    found = {}
+    for each in opened:
+        config = each.settings
+        chosen = config.model_dump(mode="json", exclude_defaults=True) if config else {}
+        kept = config.to_save() if config else {}
+        found[each.name] = {k: v for k, v in chosen.items() if k in kept}
+    return found
 
 
 def _goal(settings: TuningConfig, objectives: Mapping[str, Objective]) -> list[Any]:

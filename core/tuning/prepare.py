@@ -162,6 +162,7 @@ def _history(
         data=ground.data[ground.source.name].digest(),
         share=asked.scores.share,
         holdout_fn=asked.scores.holdout is not None,
+        baseline=ground.baseline,
     )
     is_loss = settings.accuracy.get("higher_is_better") is False
     lower_is_better = [is_loss, *(o.lower_is_better for o in asked.objectives.values())]

@@ -304,7 +304,9 @@ def test_a_store_of_an_older_octavo_is_read_with_a_note(tmp_path: Path) -> None:
     history._storage.set_study_user_attr(history._study, "octavo:samples", None)
     history.close()
     again = tune(tmp_path / "h.db", top(1))
-    unsaid = "objectives, holdout, samples, racing, versions, machine"
+    unsaid = (
+        "objectives, holdout, samples, racing, versions, machine, baseline, backends"
+    )
     assert f"older octavo, which did not record {unsaid}" in " ".join(again.remarks)
     assert again.trials == first.trials
     # From now on they are compared.
