@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,15 @@ from octavo.plugin import (
     quantize,
 )
 
-from .codes import Codes, Meaning, meaning_of, packed, result_of, version_of
+from .codes import (
+    Codes,
+    Meaning,
+    is_within_six,
+    meaning_of,
+    packed,
+    result_of,
+    version_of,
+)
 from .describe import Described
 from .graph import TYPES, Writer, buffer_of, quantization
 from .site import Site
@@ -102,7 +111,11 @@ class Emission(Writer):
         self._written.update(written)
         inputs = self._inputs(site.node, replaced)
         version = version_of(site.code, meaning)
-        self.node(site.code, inputs, outputs, site.node, version)
+        node = self.node(site.code, inputs, outputs, site.node, version)
+        if is_within_six(node, meaning):
+            # The kernels refuse a 6 that is no 32-bit code; these codes end before it anyway.
+            node.builtinOptions = copy(node.builtinOptions)
+            node.builtinOptions.fusedActivationFunction = fb.ActivationFunctionType.RELU
 
     def _in_numbers(self, node: Any, replaced: Mapping[int, int]) -> None:
         """Write an operator whose results are float, or no matter of precision."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as fb
 
 from octavo.plugin import OpParameters, QuantizedTensor, QuantParams, SchemeError, pack
 
@@ -97,6 +98,14 @@ def packed(weight: QuantizedTensor, site: Site) -> Any:
             codes = np.asarray(pack(codes.reshape(-1), weight.params.spec.bits))
         found = _PACKED[weight] = buffer_of(codes)
     return found
+
+
+def is_within_six(node: Any, meaning: Meaning) -> bool:
+    """Return whether an operator clips at 6 what its codes cannot say."""
+    activation = getattr(node.builtinOptions, "fusedActivationFunction", 0)
+    dtype, scale, zero = meaning
+    highest = (np.iinfo(dtype).max - zero) * scale
+    return activation == fb.ActivationFunctionType.RELU6 and highest <= 6.0
 
 
 def version_of(code: str, meaning: Meaning) -> int:
