@@ -14,6 +14,7 @@ import numpy as np
 from octavo.core.contract.adapter import Session
 from octavo.core.contract.candidate import Candidate, OpParameters
 from octavo.core.errors import AdapterFault, said
+from octavo.core.numerics.arrays import to_numpy
 from octavo.core.system.log import fault, get_logger
 from octavo.core.values.calls import Batch
 from octavo.core.values.capability import Offer
@@ -21,6 +22,7 @@ from octavo.core.values.graph import Op
 from octavo.core.values.ledger import Applied
 from octavo.core.values.recipe import Recipe
 
+from .judging import Judge
 from .one_op import one_op_parameters
 
 logger = get_logger("authoring")
@@ -55,10 +57,12 @@ def established(
 
     For each scheme a model of one op is described and quantized by the backend's own ``describe``
     and ``carry_out``, and run. A scheme is left out if that fails, if the ledger says that
-    something else was carried out, if the answer is far from float's, or is float's to the last
-    bit. It is ``kernel`` if the ledger says so and the witness agrees, else ``simulated``. The
-    logger ``octavo.authoring`` is told why. While a scheme is tried, the backend that asks what it
-    offers is told the claims: do not keep what this returns, it is kept here.
+    something else was carried out, if the answer is far from float's or, where NumPy can tell, from
+    what rounding gives, or if it is float's to the last bit. It is ``kernel`` if the ledger says so
+    and the witness agrees, else ``simulated``. The logger ``octavo.authoring`` is told why.
+
+    While a scheme is tried, the backend that asks what it offers is told the claims: do not keep
+    what this returns, it is kept here.
 
     Args:
         offers: Op type -> what may be possible, best first, each with the realization that is
@@ -128,6 +132,7 @@ class _Tried:
     expected: Sequence[np.ndarray]
     low: float
     high: float
+    judge: Judge | None
 
     @classmethod
     def of(cls, kind: str, probe: ProbeFn) -> _Tried | None:
@@ -144,8 +149,10 @@ class _Tried:
             return None
         op = ops[0]
         expected = session.reference().run(batch)
-        low, high = _extremes(session, op, batch)
-        return cls(session, op, batch, expected, low, high)
+        seen = _seen(session, op, batch)
+        low, high = _extremes(seen)
+        judge = _judge(session, op, seen, expected)
+        return cls(session, op, batch, expected, low, high, judge)
 
     def ask(self, offer: Offer, witness: WitnessFn) -> tuple[str, str]:
         """Carry an offer out.
@@ -157,22 +164,26 @@ class _Tried:
         if refusal:
             return f"the op that tries it is refused: {refusal}", ""
         try:
-            candidate = self._applied(offer)
+            decided = self._decided(offer)
+            recipe = Recipe({self.op.name: offer.scheme})
+            candidate = carried_out(self.session, recipe, {self.op.name: decided})
             line = candidate.ledger.get(self.op.name)
             outputs = candidate.run(self.batch)
         # Whatever a runtime raises for what it cannot do; a fault of the backend's looks alike.
         except Exception as error:
             return said(error), ""
         why_not = _not_carried_out(line) or self._wrong(offer, outputs)
+        if not why_not and self.judge is not None:
+            why_not = self.judge.off(outputs[0], decided)
         if why_not or line is None:
             return why_not, ""
         if offer.realization != "kernel" or line.realization != "kernel":
             return "", line.reason or "the backend says so"
         return "", witness(candidate, self.op.name)
 
-    def _applied(self, offer: Offer) -> Candidate:
+    def _decided(self, offer: Offer) -> OpParameters:
         is_narrowed = offer.narrowed is not None and bool(offer.narrowed())
-        parameters = one_op_parameters(
+        return one_op_parameters(
             self.op,
             offer.scheme,
             self.session.tensor,
@@ -180,8 +191,6 @@ class _Tried:
             self.high,
             reduced=is_narrowed,
         )
-        recipe = Recipe({self.op.name: offer.scheme})
-        return carried_out(self.session, recipe, {self.op.name: parameters})
 
     def _wrong(self, offer: Offer, outputs: Sequence[np.ndarray]) -> str:
         """Return what is wrong with an answer; empty where nothing is."""
@@ -228,14 +237,41 @@ def _bits(offer: Offer) -> int:
     return max((known for known in _LARGEST_ERROR if known <= bits), default=2)
 
 
-def _extremes(session: Session, op: Op, batch: Batch) -> tuple[float, float]:
-    """Return the smallest and the largest number that an op reads or writes, 0 between them."""
-    ends = [0.0]
+def _seen(session: Session, op: Op, batch: Batch) -> dict[str, np.ndarray]:
+    """Return what an op reads and writes, by the names of the values."""
+    found: dict[str, np.ndarray] = {}
 
-    def note(name: str, array: Any) -> None:
-        numbers = np.asarray(array)
+    def keep(name: str, array: Any) -> None:
+        found[name] = np.array(to_numpy(array))
+
+    session.observe([batch], [*op.inputs, *op.outputs], keep)
+    return found
+
+
+def _extremes(seen: Mapping[str, np.ndarray]) -> tuple[float, float]:
+    """Return the smallest and the largest of all floating numbers, 0 between them."""
+    ends = [0.0]
+    for numbers in seen.values():
         if numbers.dtype.kind == "f" and numbers.size:
             ends.extend((float(numbers.min()), float(numbers.max())))
-
-    session.observe([batch], [*op.inputs, *op.outputs], note)
     return min(ends), max(ends)
+
+
+def _judge(
+    session: Session,
+    op: Op,
+    seen: Mapping[str, np.ndarray],
+    expected: Sequence[np.ndarray],
+) -> Judge | None:
+    """Return what holds answers against NumPy's; None where it cannot."""
+    if len(expected) != 1:
+        return None
+    inputs = [np.asarray(seen[value], np.float64) for value in op.inputs]
+    weight = _float64(session, op.weight.name if op.weight else None)
+    return Judge.of(op, inputs, weight, _float64(session, op.bias), expected[0])
+
+
+def _float64(session: Session, name: str | None) -> np.ndarray | None:
+    if name is None:
+        return None
+    return np.asarray(to_numpy(session.tensor(name)), np.float64)

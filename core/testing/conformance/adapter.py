@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from octavo.core.authoring.reference import KNOWN
 from octavo.core.contract.adapter import Opened
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
@@ -21,7 +22,6 @@ from .describing import Describing
 from .gradients import Gradients
 from .observing import Observing
 from .opening import Opening
-from .reference import KNOWN
 from .rescaling import Rescales
 from .saving import Saving
 from .visible import Bench, Visible, bench_of, visible_ops

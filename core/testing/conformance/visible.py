@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.core.authoring.reference import forward, rounded, rounded_forward
 from octavo.core.contract.adapter import Batch, Candidate, Opened, OpParameters
 from octavo.core.numerics.arrays import to_numpy
 from octavo.core.opening.spaces import build_space
@@ -18,7 +19,6 @@ from octavo.core.values.scheme import OpScheme
 from octavo.core.values.space import TuningSpace, Unit
 
 from .case import AdapterCase, Arrays, outputs, rms
-from .reference import forward, rounded, rounded_forward
 
 Tail = Callable[[np.ndarray], np.ndarray]
 """What the runtime fused behind the op, and in which order of axes it puts the result out."""

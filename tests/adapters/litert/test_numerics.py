@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 
 from octavo.adapters.litert.session import LitertSession
-from octavo.core.testing.conformance.reference import forward
+from octavo.core.authoring.reference import forward
 from octavo.plugin import OpScheme, QuantSpec
 from tests.adapters.litert.builder import SAME, VALID, Builder
 from tests.adapters.litert.running import (

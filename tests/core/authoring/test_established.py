@@ -99,6 +99,34 @@ def _says_nothing(
     return ToyCandidate(graph, recipe, {}, INPUTS)
 
 
+def _zero_point_off_by_one(
+    recipe: Recipe, given: Mapping[str, OpParameters], graph: Graph
+) -> Any:
+    # The codes are as they should be, and are read with another zero point: a few percent of the
+    # range, which is within what 8 bits may be from float.
+    shifted = graph.weight.sum(axis=1) * np.float32(graph.scale)
+    return ToyCandidate(
+        graph,
+        recipe,
+        {name: Applied(recipe[name], recipe[name]) for name in recipe},
+        INPUTS,
+        shift=shifted if graph.scale else None,
+    )
+
+
+def _inputs_in_float(
+    recipe: Recipe, given: Mapping[str, OpParameters], graph: Graph
+) -> Any:
+    return Graph(graph.weight)
+
+
+@pytest.mark.parametrize("lie", [_zero_point_off_by_one, _inputs_in_float])
+def test_numbers_are_held_against_rounding_and_not_against_float_alone(
+    lie: Any,
+) -> None:
+    assert _ask(lie) == (PACKED,)
+
+
 @pytest.mark.parametrize(
     "lie",
     [

@@ -48,6 +48,10 @@ class ToyCandidate(CompiledCandidate):
 
     compilations = 0
 
+    def __init__(self, *given: Any, shift: np.ndarray | None = None) -> None:
+        super().__init__(*given)
+        self.shift = shift
+
     def compile(self) -> Any:
         type(self).compilations += 1
         return self.model
@@ -60,6 +64,8 @@ class ToyCandidate(CompiledCandidate):
             codes = np.round(x / compiled.scale) + compiled.zero_point
             x = (np.clip(codes, 0, 255) - compiled.zero_point) * compiled.scale
         y = (x @ compiled.weight.T).astype(np.float32)
+        if self.shift is not None:
+            y = y + self.shift
         return [y * (i + 1) for i in range(compiled.outputs)]
 
     def to_bytes(self) -> bytes:

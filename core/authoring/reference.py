@@ -1,4 +1,4 @@
-"""What one op computes, in plain NumPy: the kit's own arithmetic.
+"""What one op computes, in plain NumPy: the arithmetic that backends are held against.
 
 It is written from the operators' specifications (ONNX: MatMul-13, Conv-22, ConvTranspose-22,
 Gather-13, QuantizeLinear-25, DynamicQuantizeLinear-11) and shares no line with the core's numerics
@@ -41,7 +41,7 @@ def forward(
         bias: Shape (channels,), or None.
 
     Returns:
-        None for an op whose formula the kit does not know.
+        None for an op whose formula is not known here.
     """
     if op.type == "embedding" and weight is not None and len(inputs) == 1:
         return np.take(weight, inputs[0].astype(np.int64), axis=0)
@@ -165,7 +165,7 @@ def rounded_at_run_time(x: np.ndarray, spec: QuantSpec) -> np.ndarray | None:
     """Return ``x`` rounded over the range that it has itself, as a dynamic scheme rounds it.
 
     Returns:
-        None for a dtype or a granularity that the kit does not know.
+        None for a dtype or a granularity that is not known here.
     """
     if not spec.dtype.lstrip("u").startswith("int"):
         return None
@@ -229,7 +229,7 @@ def rounded_forward(
             alone.
 
     Returns:
-        None for what the kit cannot compute.
+        None for what cannot be computed here.
     """
     scheme = decided.scheme
     seen: list[np.ndarray] = []
