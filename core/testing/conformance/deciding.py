@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from octavo.core.authoring.reference import rounded_forward
 from octavo.core.contract.adapter import Batch, OpParameters
 from octavo.core.numerics.affine import is_integer
 from octavo.core.numerics.arrays import to_numpy
@@ -21,7 +22,6 @@ from octavo.core.values.scheme import OpScheme
 
 from .case import AdapterCase, first_row, rms, runs
 from .crafting import PRODUCTS, Crafted
-from .reference import rounded_forward
 from .visible import Bench, observed
 
 SAME = 0.1
