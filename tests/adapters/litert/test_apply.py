@@ -107,19 +107,19 @@ def test_a_shape_is_read_of_codes() -> None:
     )
 
 
-def _clipped_at_six(size: float) -> LitertSession:
+def _clipped_at_six() -> LitertSession:
     b = Builder()
     x = b.input((1, 4, 4, 8))
-    weight = np.eye(8, dtype=np.float32).reshape(8, 1, 1, 8) * size
+    weight = np.eye(8, dtype=np.float32).reshape(8, 1, 1, 8)
     return opened(b.bytes(b.conv(x, weight, np.zeros(8, np.float32), "y", RELU6)))
 
 
 def test_a_limit_that_no_code_reaches_is_left_out() -> None:
     """A 6 over a scale of 1e-12 is no 32-bit number, and the kernel refuses it."""
     given = np.linspace(-8, 8, 128, dtype=np.float32).reshape(1, 4, 4, 8)
-    tiny = quantized(_clipped_at_six(1e-10), {"y": STATIC}, -1e-9, 1e-9)
-    assert 0 < tiny.run((given,))[0].max() < 1e-9
-    plain = quantized(_clipped_at_six(1.0), {"y": STATIC}, -8.0, 8.0)
+    tiny = quantized(_clipped_at_six(), {"y": STATIC}, -1e-9, 1e-9)
+    assert 7e-10 < tiny.run((given * 1e-10,))[0].max() < 9e-10
+    plain = quantized(_clipped_at_six(), {"y": STATIC}, -8.0, 8.0)
     np.testing.assert_allclose(plain.run((given,))[0], given.clip(0, 6), atol=0.1)
 
 
