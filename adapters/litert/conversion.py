@@ -30,6 +30,8 @@ SAVED_MODEL = "saved_model.pb"
 ENTRY = "serving_default"
 """The signature that tools of TensorFlow call where none is named."""
 
+HALVES = ("float16", "bfloat16")
+
 REMEDY = "does the model run by itself, and has it operators that LiteRT has?"
 
 
@@ -130,22 +132,39 @@ def _of_path(tensorflow: Any, path: Path) -> _Converted:
         return _of_keras(tensorflow, model, None)
     if not (path / SAVED_MODEL).is_file():
         raise ModelError(f"{path} is no SavedModel: it holds no {SAVED_MODEL}")
-    return _of_saved_model(tensorflow, path)
+    return _of_saved_model(tensorflow, path, str(path))
 
 
-def _of_saved_model(tensorflow: Any, folder: Path) -> _Converted:
-    with raised_as(ModelError, f"{folder} cannot be converted", REMEDY):
+def _of_saved_model(tensorflow: Any, folder: Path, what: str) -> _Converted:
+    with raised_as(ModelError, f"{what} cannot be converted", REMEDY):
         loaded = tensorflow.saved_model.load(str(folder))
         if ENTRY not in loaded.signatures:
             raise ModelError(
-                f"{folder} has no signature {ENTRY!r} (it has {sorted(loaded.signatures)}); "
+                f"{what} has no signature {ENTRY!r} (it has {sorted(loaded.signatures)}); "
                 "pass the concrete function: tf.saved_model.load(folder).signatures[name]"
             )
         converter = tensorflow.lite.TFLiteConverter.from_saved_model(
             str(folder), signature_keys=[ENTRY]
         )
         names = _inputs(tensorflow, loaded.signatures[ENTRY])
-        return _Converted(converter.convert(), names)
+        return _Converted(_by_converter(converter, what), names)
+
+
+def _by_converter(converter: Any, what: str) -> bytes:
+    """Run TensorFlow's converter.
+
+    Raises:
+        ModelError: With the remedy for recurrent layers, which it takes for one batch size only.
+    """
+    try:
+        return bytes(converter.convert())
+    except Exception as error:
+        if "TensorList" not in str(error):
+            raise
+        raise ModelError(
+            f"TensorFlow cannot convert the recurrent layers of {what} for any batch size: give "
+            "the model a fixed one (keras.Input(batch_shape=(1, ...))), or its layers unroll=True"
+        ) from error
 
 
 def _of_keras(tensorflow: Any, model: Any, example: Batch | None) -> _Converted:
@@ -158,9 +177,20 @@ def _of_keras(tensorflow: Any, model: Any, example: Batch | None) -> _Converted:
         # Keras' models take one tree of arrays; of (inputs, labels) it is the first.
         call = example.args if isinstance(example, Call) else example
         model(call if isinstance(call, Mapping) else call[0])
+    halves = [
+        layer.name
+        for layer in model._flatten_layers()
+        if getattr(layer, "compute_dtype", None) in HALVES
+    ]
+    if halves:
+        raise ModelError(
+            f"layer {halves[0]!r} of the Keras model computes in 16 bits, and LiteRT's kernels do "
+            "not: build the model with dtype policy 'float32' and load its weights into that"
+        )
     with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
         model.export(folder, verbose=False)
-        found = _of_saved_model(tensorflow, Path(folder))
+        what = f"the Keras model {model.name!r}"
+        found = _of_saved_model(tensorflow, Path(folder), what)
     inputs = [tensor.name for tensor in getattr(model, "inputs", None) or ()]
     outputs = getattr(model, "output_names", None) or ()
     return _Converted(found.data, inputs, outputs, model)
@@ -170,7 +200,8 @@ def _of_function(tensorflow: Any, function: Any, owner: Any = None) -> _Converte
     converter = tensorflow.lite.TFLiteConverter.from_concrete_functions(
         [function], owner or function
     )
-    return _Converted(converter.convert(), _inputs(tensorflow, function))
+    data = _by_converter(converter, "the function")
+    return _Converted(data, _inputs(tensorflow, function))
 
 
 def _inputs(tensorflow: Any, function: Any) -> list[str]:
@@ -234,8 +265,13 @@ def _ordered(
     """
     known = {entry.name.decode(): int(entry.tensorIndex) for entry in entries or ()}
     if sorted(known) != sorted(names):
-        # Unnamed ones are numbered: output_0, output_1, ...
-        names = sorted(known, key=lambda name: (len(name), name))
+        names = sorted(known, key=_numbered)
     ordered = [known[name] for name in names]
     present = [int(index) for index in tensors]
     return ordered if sorted(ordered) == sorted(present) else present
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    """Return what sorts names by the number at their end: output_2 before output_10."""
+    word, _, number = name.rpartition("_")
+    return (word, int(number)) if number.isdigit() else (name, -1)

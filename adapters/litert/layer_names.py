@@ -33,14 +33,16 @@ def named_by_layers(model: Any, keras: Any) -> None:
     """
     main = model.subgraphs[0]
     reader = _Reader(keras)
+    # What a model returns has no layer's name: the converter calls it by its place.
+    ends = dict(zip(map(int, main.outputs), reader.outputs, strict=False))
     found: dict[str, list[tuple[Any, str]]] = defaultdict(list)
     for operator in main.operators:
         code = model.operatorCodes[operator.opcodeIndex]
         number = max(code.builtinCode, code.deprecatedBuiltinCode)
         tensor = main.tensors[operator.outputs[0]]
         path = reader.path(tensor.name.decode(), is_product=number in PRODUCTS)
-        if not path and operator.outputs[0] in list(main.outputs):
-            path = reader.last
+        if not path:
+            path = ends.get(int(operator.outputs[0]), "")
         if path:
             found[path].append((tensor, _CODES[number].lower()))
     products = {_CODES[number].lower() for number in PRODUCTS}
@@ -65,9 +67,7 @@ class _Reader:
         }
         self.root = keras.name
         outputs = list(getattr(keras, "outputs", None) or ())
-        self.last = ""
-        if len(outputs) == 1:
-            self.last = outputs[0]._keras_history.operation.name
+        self.outputs = [tensor._keras_history.operation.name for tensor in outputs]
 
     def path(self, name: str, *, is_product: bool) -> str:
         """Return the layers that a name tells, joined; empty where it tells none.

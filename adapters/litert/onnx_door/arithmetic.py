@@ -12,6 +12,7 @@ from .reading import Node
 
 BINARY = {
     "Add": ("ADD", schema.AddOptionsT),
+    "Sum": ("ADD", schema.AddOptionsT),
     "Sub": ("SUB", schema.SubOptionsT),
     "Mul": ("MUL", schema.MulOptionsT),
     "Div": ("DIV", schema.DivOptionsT),
@@ -43,16 +44,20 @@ CLIPS = {
 
 
 def binary(state: Conversion, node: Node) -> None:
-    """Add, Sub, Mul, Div, Pow, Max and Min of two values."""
-    if len(node.inputs) != 2:
-        raise node.refused("LiteRT has it for two values")
-    if _folded(state, node):
-        return
+    """Add, Sub, Mul, Div, Pow of two values; Sum, Max and Min of one or more."""
     code, options = BINARY[node.kind]
-    rank = len(state.graph.shape(node.outputs[0]))
-    order = state.common(node.inputs, rank)
-    pair = [state.aligned(name, order) for name in node.inputs]
-    state.emit(node, code, pair, order, options())
+    shape = state.graph.shape(node.outputs[0])
+    if len(node.inputs) == 1:
+        state.same(node, node.inputs[0], state.value(node.inputs[0]))
+        return
+    if len(node.inputs) == 2 and _folded(state, node):
+        return
+    order = state.common(node.inputs, len(shape))
+    first, *between, last = (state.aligned(name, order) for name in node.inputs)
+    for operand in between:
+        stored = permuted(shape, order)
+        first = state.step(node, code, [first, operand], stored, options())
+    state.emit(node, code, [first, last], order, options())
 
 
 def _folded(state: Conversion, node: Node) -> bool:
@@ -71,6 +76,7 @@ def _folded(state: Conversion, node: Node) -> bool:
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
     factor, offset = {
         "Add": (one, channels),
+        "Sum": (one, channels),
         "Sub": (one, -channels),
         "Mul": (channels, zero),
         "Div": (one / channels, zero),

@@ -10,7 +10,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from .building import Order, Shape
 from .folding import fold
-from .layout import Conversion, Writer, permuted
+from .layout import Conversion, Writer, image_order, permuted
 from .reading import Node
 
 
@@ -20,7 +20,8 @@ def softmax(state: Conversion, node: Node) -> None:
     rank = len(value.shape)
     is_early = state.graph.opset < 13
     axis = node.attributes.get("axis", 1 if is_early else -1) % rank
-    if is_early and axis != rank - 1:
+    is_alone = all(size == 1 for size in value.shape[axis + 1 :])
+    if is_early and not is_alone:
         raise node.refused(
             "before operator set 13 it runs over several axes; export the model anew"
         )
@@ -34,6 +35,22 @@ def softmax(state: Conversion, node: Node) -> None:
     options = schema.SoftmaxOptionsT()
     options.beta = 1.0
     state.emit(node, "SOFTMAX", [x], order, options)
+
+
+def local_norm(state: Conversion, node: Node) -> None:
+    """LRN: x / (bias + alpha / size * sum of squares of neighbouring channels) ** beta."""
+    given = node.attributes
+    size = given["size"]
+    if size % 2 == 0:
+        raise node.refused("LiteRT has it for an odd number of channels")
+    order = image_order(state.value(node.inputs[0]), node)
+    options = schema.LocalResponseNormalizationOptionsT()
+    options.radius = size // 2
+    options.bias = given.get("bias", 1.0)
+    options.alpha = given.get("alpha", 1e-4) / size
+    options.beta = given.get("beta", 0.75)
+    x = state.tensor(node.inputs[0], order)
+    state.emit(node, "LOCAL_RESPONSE_NORMALIZATION", [x], order, options)
 
 
 def batch_norm(state: Conversion, node: Node) -> None:
@@ -148,6 +165,7 @@ WRITERS: dict[str, Writer] = {
     "Softmax": softmax,
     "LogSoftmax": softmax,
     "BatchNormalization": batch_norm,
+    "LRN": local_norm,
     "InstanceNormalization": instance_norm,
     "LayerNormalization": layer_norm,
     "ReduceMean": reduce,

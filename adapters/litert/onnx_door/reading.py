@@ -214,11 +214,22 @@ class Graph:
                 "fixed shapes"
             )
         with raised_as(ModelError, f"node {node.name!r} ({node.kind})", "check it"):
-            computed = ReferenceEvaluator(proto, opsets={"": self.opset})
             arrays = {name: self.constants[name] for name in node.inputs if name}
-            results = computed.run(None, arrays)
+            results = self._alone(proto, arrays).run(None, arrays)
         for name, array in zip(node.outputs, results, strict=True):
             self._keep(name, np.asarray(array), of_shapes=reads_unknown)
+
+    def _alone(self, proto: Any, arrays: dict[str, np.ndarray]) -> ReferenceEvaluator:
+        """Return a model of one node, of this model's operator set."""
+        inputs = [helper.make_value_info(name, self._types[name]) for name in arrays]
+        outputs = [onnx.ValueInfoProto(name=name) for name in proto.output]
+        graph = helper.make_graph([proto], "alone", inputs, outputs)
+        model = helper.make_model(
+            graph,
+            opset_imports=self._model.opset_import,
+            ir_version=self._model.ir_version,
+        )
+        return ReferenceEvaluator(model)
 
     def _stated(self, node: Node) -> None:
         """Say with ONNX's own words what shape a Reshape or Expand of unknown sizes asks for.

@@ -226,6 +226,27 @@ def graph_of(nodes, shape, path, arrays=(), opset=17):
     return path
 
 
+def test_sums_of_several_and_neighbouring_channels(tmp_path):
+    nodes = [
+        helper.make_node("LRN", ["x"], ["h"], size=3, alpha=0.1, beta=0.7, bias=2.0),
+        helper.make_node("Sum", ["h", "x", "h"], ["s"]),
+        helper.make_node("Max", ["s", "x", "b"], ["y"]),
+    ]
+    arrays = [("b", np.linspace(-1, 1, 4, dtype="f4").reshape(4, 1, 1))]
+    path = graph_of(nodes, ["n", 4, 5, 5], tmp_path / "m.onnx", arrays)
+    assert_same(path, (1, 4, 5, 5))
+
+
+def test_a_network_of_onnxs_zoo_needs_one_transpose(tmp_path):
+    stored = Path(onnx.__file__).parent / "backend/test/data/light"
+    interpreter = litert.Interpreter(
+        model_content=converted(stored / "light_squeezenet.onnx")
+    )
+    interpreter.allocate_tensors()
+    operators = [one["op_name"] for one in interpreter._get_ops_details()]
+    assert operators.count("CONV_2D") == 26 and operators.count("TRANSPOSE") == 1
+
+
 def test_what_has_no_form_is_named(tmp_path):
     node = helper.make_node("Det", ["x"], ["y"], name="block/det")
     path = graph_of([node], [2, 3, 3], tmp_path / "m.onnx")

@@ -140,6 +140,24 @@ def test_a_model_that_was_never_called_is_built_by_calibration_data():
     np.testing.assert_allclose(answer, np.asarray(plain(x)), rtol=1e-5)
 
 
+def test_several_outputs_come_in_order_under_their_layers_names():
+    x = keras.Input((4,), name="x")
+    ends = [layers.Dense(n, name=f"end_{n}")(x) for n in range(1, 13)]
+    found = opened(keras.Model(x, ends))
+    assert {op.name for op in found.view.ops} == {f"end_{n}" for n in range(1, 13)}
+    outputs = found.session.reference().run((np.ones((2, 4), np.float32),))
+    assert [output.shape[1] for output in outputs] == list(range(1, 13))
+
+
+def test_recurrent_layers_and_16_bits_are_told_what_to_do():
+    recurrent = keras.Sequential([keras.Input((6, 4)), layers.LSTM(3)])
+    with pytest.raises(ModelError, match="unroll=True"):
+        opened(recurrent)
+    narrow = layers.Dense(2, dtype="mixed_float16", name="narrow")
+    with pytest.raises(ModelError, match=r"'narrow'.*float32"):
+        opened(keras.Sequential([keras.Input((4,)), narrow]))
+
+
 def test_what_cannot_be_converted_is_said(tmp_path):
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
     def words(text):
