@@ -46,8 +46,9 @@ class Cast(Coded):
         assert isinstance(weight, Tensor)
         return weight.detach().to(self.dtype)
 
-    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
+    def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         """Return the layer's output."""
+        x = input  # torch.nn's name: a layer alone may be called by it
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         own = () if self.adds else others

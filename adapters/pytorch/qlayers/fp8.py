@@ -85,8 +85,9 @@ class Fp8Linear(Coded):
             weight = weight.t()
         return weight.to(self.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output."""
+        x = input  # torch.nn's name: a layer alone may be called by it
         if needs_gradient(x):
             return differentiable(self.forward, self._in_float, x)
         flat = x.reshape(-1, x.shape[-1])

@@ -82,11 +82,12 @@ class Int8Linear(Int8Layer, LinearArithmetic):
         # The packed layout is the machine's own.
         return {**self.__dict__, "_held": None}
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output.
 
         It is float, or uint8 codes if the layer gives codes and the rows are many.
         """
+        x = input  # torch.nn's name: a layer alone may be called by it
         if x.requires_grad and needs_gradient(x):
             return differentiable(self._values, self._portable, x)
         if self.saturating:
@@ -222,14 +223,15 @@ class Int8Conv(Int8Layer, ConvArithmetic):
         self.pads = pads
         self.other = other
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output.
 
         Args:
-            x: Float values, or uint8 codes of the static input: (batch, channels, *places), or one
-                sample without the axis for the batch, as float layers take it.
+            input: Float values, or uint8 codes of the static input: (batch, channels, *places), or
+                one sample without the axis for the batch, as float layers take it.
             other: What is added: uint8 where the result is, else float. It may be overwritten.
         """
+        x = input  # torch.nn's name: a layer alone may be called by it
         if x.ndim < self.codes.ndim:
             batched = None if other is None else other[None]
             return self.forward(x[None], batched).squeeze(0)

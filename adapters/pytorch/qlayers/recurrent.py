@@ -59,12 +59,15 @@ class StoredRecurrent(nn.Module):
     def flatten_parameters(self) -> None:
         """Do nothing: models call it on the float module, whose weights it lays out for cuDNN."""
 
-    def forward(self, x: Tensor | PackedSequence, hx: Given | None = None) -> _Result:
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Given | None = None
+    ) -> _Result:
         """Return outputs and last states, as ``nn.LSTM`` and ``nn.GRU`` do.
 
         Raises:
             ValueError: The states are not as many as the network has.
         """
+        x = input  # torch.nn's name: a layer alone may be called by it
         if isinstance(x, PackedSequence):
             return self._forward_packed(x, hx)
         batch_axis = 0 if self.batch_first else 1

@@ -53,8 +53,9 @@ class RepairedInt8Linear(Coded):
             repair = repair.t()
         return self.inner.decoded_weight() + repair.to(self.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output for float values, or uint8 codes of its static input."""
+        x = input  # torch.nn's name: a layer alone may be called by it
         y: Tensor = self.inner(x)
         low = nn.functional.linear(self._values(x, y.dtype), self.right.to(y.dtype))
         y = y + nn.functional.linear(low, self.left.to(y.dtype))

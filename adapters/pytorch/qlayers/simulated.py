@@ -70,8 +70,9 @@ class Simulated(Coded):
         factors = self.factors[:, None] if self.transposed else self.factors
         return weight * factors.to(weight.dtype)
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Tensor) -> Tensor:
         """Return the layer's output."""
+        x = input  # torch.nn's name: a layer alone may be called by it
         values = x.float()
         if self.factors is not None:
             values = values * self.factors

@@ -45,17 +45,20 @@ class Int8ConvTranspose(Int8Layer, TransposedArithmetic):
     def _channel_axis(self) -> int:
         return 1
 
-    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, output_size: Sequence[int] | None = None
+    ) -> Tensor:
         """Return the layer's output: float, or uint8 codes if it gives codes.
 
         Args:
-            x: (batch, channels, *places), or one sample without the axis for the batch, as float
-                layers take it.
+            input: (batch, channels, *places), or one sample without the axis for the batch, as
+                float layers take it.
             output_size: Of the result, as torch's layers take it.
 
         Raises:
             ValueError: No output padding gives a result of that size.
         """
+        x = input  # torch.nn's name: a layer alone may be called by it
         if x.ndim < self.codes.ndim:
             return self.forward(x[None], output_size).squeeze(0)
         geometry = self._sized(x, output_size)

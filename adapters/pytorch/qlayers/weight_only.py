@@ -102,8 +102,9 @@ class WeightOnlyLinear(Coded):
             weight = weight.t()
         return weight.to(self.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output."""
+        x = input  # torch.nn's name: a layer alone may be called by it
         if self.factors is not None:
             x = x * self.factors.to(x.dtype)
         y = self._of_codes(x)
@@ -224,11 +225,12 @@ class WeightOnlyEmbedding(Coded):
 
     def forward(
         self,
-        ids: Tensor,
+        input: Tensor,
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
-        """Return the rows of ``ids``, or one sum of rows for each bag."""
+        """Return the rows of ``input``, or one sum of rows for each bag."""
+        ids = input  # torch.nn's name: a layer alone may be called by it
         if self.bag is None:
             rows = self._rows(ids)
             return rows.view(*ids.shape, self.weight_codes.features)
@@ -303,8 +305,9 @@ class WeightOnlyConv(Coded):
         _follow(self)
         return self
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, other: Tensor | None = None) -> Tensor:
         """Return the layer's output, ``other`` added before the activation function."""
+        x = input  # torch.nn's name: a layer alone may be called by it
         w = self.weight_codes
         if self.pads:
             x = nn.functional.pad(x, self.pads)

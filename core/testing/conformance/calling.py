@@ -11,13 +11,14 @@ from array_api_compat import is_array_api_obj
 
 from octavo.core.contract.adapter import Batch, Candidate
 from octavo.core.numerics.arrays import to_numpy
-from octavo.core.values.calls import parts, plainest
+from octavo.core.values.calls import arrays_in, parts, plainest
 from octavo.core.values.graph import InputInfo
 
 from .case import (
     AdapterCase,
     arrays,
     check_close_to_largest,
+    check_equal,
     each,
     first_row,
     like,
@@ -105,6 +106,33 @@ class Calling:
             nearest = min(rms(y - other) for other in others)
             assert rms(y - exact) <= nearest, f"{name} is another output of the model"
 
+    def test_batches_are_read_by_name(self, case: AdapterCase, bench: Bench) -> None:
+        """In order, or by name in any order: the same outputs, and the inputs stay as they are."""
+        quantized = bench.realizer.candidate(bench.space.recipe(bench.space.first()))
+        batch = case.batches[0]
+        values = _by_name(batch, bench.opened.view.inputs)
+        before = [np.array(to_numpy(array)) for array in arrays_in(batch)]
+        expected = arrays(quantized.run(batch))
+        for array, was in zip(arrays_in(batch), before, strict=True):
+            unchanged = np.array_equal(np.asarray(to_numpy(array)), was)
+            assert unchanged, "a call writes into its inputs"
+        if values is not None:
+            backwards = dict(reversed(values.items()))
+            for written in (tuple(values.values()), backwards):
+                check_equal(arrays(quantized.run(written)), expected)
+
+    def test_outputs_are_kept_by_later_calls(
+        self, case: AdapterCase, bench: Bench
+    ) -> None:
+        """A runtime that has one place for its outputs hands out copies."""
+        quantized = bench.realizer.candidate(bench.space.recipe(bench.space.first()))
+        for model in (quantized, bench.opened.session.reference()):
+            found = model.run(case.batches[0])
+            was = [np.array(y) for y in found]
+            model.run(each(case.batches[0], _zeros))
+            kept = all(map(np.array_equal, found, was))
+            assert kept, "the outputs of a call are overwritten by the next one"
+
     def test_native_gives_what_run_gives(self, case: AdapterCase, bench: Bench) -> None:
         """Called in order or by name, with arrays of the backend's own kind."""
         quantized = bench.realizer.candidate(bench.space.recipe(bench.space.first()))
@@ -126,10 +154,8 @@ def _wrong(batch: Batch, inputs: Sequence[InputInfo]) -> Iterator[Wrong]:
     # More than one: a module may have arguments that the batches leave out.
     more = [*args, *kwargs.values(), *[np.ones(1)] * SURPLUS]
     yield "arrays too many", plainest(more, {})
-    values = dict(zip([info.name for info in inputs], args, strict=False)) | dict(
-        kwargs
-    )
-    if set(values) != {info.name for info in inputs}:
+    values = _by_name(batch, inputs)
+    if values is None:
         return
     yield "an unknown name beside the others", {**values, "no such input": np.ones(1)}
     for info in inputs:
@@ -140,6 +166,14 @@ def _wrong(batch: Batch, inputs: Sequence[InputInfo]) -> Iterator[Wrong]:
                 info, np.asarray(to_numpy(values[info.name]))
             ):
                 yield f"{info.name!r} of {what}", {**rest, info.name: array}
+
+
+def _by_name(batch: Batch, inputs: Sequence[InputInfo]) -> dict[str, Any] | None:
+    """Return a batch by the names of the inputs; None where it does not have them all."""
+    args, kwargs = parts(batch)
+    names = [info.name for info in inputs]
+    values = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return {name: values[name] for name in names} if set(values) == set(names) else None
 
 
 def _wrong_arrays(

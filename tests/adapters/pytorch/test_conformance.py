@@ -3,10 +3,12 @@ layer."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import octavo
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.testing.conformance import AdapterCase, AdapterConformance
 
@@ -150,3 +152,23 @@ class TestOneLayer(AdapterConformance):
             batches=[(torch.randn(16, 64).numpy(),)],
             float_model=model,
         )
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "scheme"),
+    [
+        (nn.Linear(16, 8), torch.ones(2, 16), "int8-static"),
+        (nn.Linear(32, 8), torch.ones(2, 32), "int4-weight-only"),
+        (nn.Conv1d(4, 8, 3), torch.ones(2, 4, 8), "int8-static"),
+        (nn.ConvTranspose1d(4, 8, 3), torch.ones(2, 4, 8), "int8-static"),
+        (nn.Embedding(9, 32), torch.ones(2, 3, dtype=torch.int64), "int8-weight-only"),
+        (nn.LSTM(8, 8), torch.ones(3, 2, 8), "int8-dynamic"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_quantized_layer_alone_is_called_by_the_same_name(
+    layer: nn.Module, x: torch.Tensor, scheme: str
+) -> None:
+    quantized = octavo.quantize_model(layer.eval(), scheme, [(x,)]).candidate
+    by_name, in_order = quantized.run({"input": x}), quantized.run((x,))
+    np.testing.assert_array_equal(by_name[0], in_order[0])

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import octavo
 from octavo.core.numerics.affine import (
     QuantParams,
     affine_params,
     dequantize,
     quantize,
 )
-from octavo.plugin import feed
+from octavo.plugin import Applied, feed
 from tests import tiny
 from tests.core.testing.lying import fails
 from tests.core.testing.test_conformance import case as honest_case
@@ -276,6 +277,42 @@ def an_array_in_place_of_a_tuple(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TinyCandidate, "run", lambda self, batch: list(honest(self, batch)))
 
 
+def writes_into_inputs(patch: pytest.MonkeyPatch) -> None:
+    honest = TinyCandidate.run
+
+    def run(self, batch):
+        result = honest(self, batch)
+        if isinstance(batch, tuple) and isinstance(batch[0], np.ndarray):
+            batch[0][0, 0] += 1
+        return result
+
+    patch.setattr(TinyCandidate, "run", run)
+
+
+def one_place_for_outputs(patch: pytest.MonkeyPatch) -> None:
+    honest = TinyCandidate.run
+    places: dict[tuple[int, ...], np.ndarray] = {}
+
+    def run(self, batch):
+        (y,) = honest(self, batch)
+        place = places.setdefault(y.shape, y)
+        place[:] = y
+        return (place,)
+
+    patch.setattr(TinyCandidate, "run", run)
+
+
+def ledger_lists_too_little(patch: pytest.MonkeyPatch) -> None:
+    honest = TinySession.carry_out
+
+    def carry_out(self, recipe, parameters):
+        candidate = honest(self, recipe, parameters)
+        first = dict(list(candidate.ledger.items())[:1])
+        return candidate.with_ledger(first)
+
+    patch.setattr(TinySession, "carry_out", carry_out)
+
+
 def native_is_the_float_model(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TinyCandidate, "native", property(lambda self: self.chain))
 
@@ -436,6 +473,9 @@ CAUGHT = (
     (a_row_alone_fails, "test_unusual_batches_run", "finite"),
     (rows_know_of_each_other, "test_one_row_is_what_it_was_among_others", ""),
     (an_array_in_place_of_a_tuple, "test_outputs_come_in_their_order", "tuple"),
+    (writes_into_inputs, "test_batches_are_read_by_name", "writes into"),
+    (one_place_for_outputs, "test_outputs_are_kept_by_later_calls", "overwritten"),
+    (ledger_lists_too_little, "test_everything_at_once", "no line for"),
     (native_is_the_float_model, "test_native_gives_what_run_gives", ""),
     (
         later_applies_change_candidates,
@@ -455,3 +495,36 @@ def test_a_lie_is_caught(
     lie(monkeypatch)
     found = fails(name, honest_case())
     assert found and said in found
+
+
+def test_a_candidate_may_compute_its_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody assigns ``recipe`` and ``ledger`` from outside: they may be properties."""
+
+    class Computed(TinyCandidate):
+        def __init__(self, chain, recipe, layers, lines=None) -> None:
+            self.chain, self._recipe, self.layers = chain, recipe, dict(layers)
+            self._lines = lines
+
+        @property
+        def recipe(self):
+            return self._recipe
+
+        @property
+        def ledger(self):
+            made = {n: Applied(self._recipe[n], self._recipe[n]) for n in self._recipe}
+            return made if self._lines is None else self._lines
+
+        def with_ledger(self, ledger, recipe=None):
+            kept = self._recipe if recipe is None else recipe
+            return Computed(self.chain, kept, self.layers, ledger)
+
+    monkeypatch.setattr(backend, "TinyCandidate", Computed)
+    for name in ("test_save_and_load", "test_everything_at_once"):
+        assert fails(name, honest_case()) == ""
+    found = octavo.quantize_model(
+        tiny.chain(),
+        "int8-static+bias-correction",
+        [(batch,) for batch in tiny.calibration()],
+        host=tiny.host(),
+    )
+    assert isinstance(found.candidate, Computed)
