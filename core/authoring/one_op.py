@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -29,17 +30,19 @@ def one_op_parameters(
     high: float = 4.0,
     *,
     reduced: bool = False,
+    seen: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> OpParameters:
-    """Return all that the core decides for one op, by rounding to nearest and one fixed range.
+    """Return all that the core decides for one op, by rounding to nearest and fixed ranges.
 
     Args:
         op: The op, as ``describe()`` has it.
         scheme: What to carry out.
         weights: Its weights, float, in the shapes that the op states.
-        low: Lower end of every activation, for static schemes.
+        low: Lower end of every activation that is not in ``seen``, for static schemes.
         high: Upper end.
         reduced: Round the weights over a range of one bit less, as the core does where an offer is
             ``narrowed``.
+        seen: Name of a value -> an array of it, whose range is taken.
 
     Raises:
         SchemeError: If the scheme has a weight and the op none.
@@ -55,8 +58,11 @@ def one_op_parameters(
     inputs: tuple[QuantParams | None, ...] = ()
     outputs: tuple[QuantParams | None, ...] = ()
     if scheme.mode == "static":
-        inputs = (_fixed(scheme.input, low, high),) * len(op.inputs)
-        outputs = (_fixed(scheme.output, low, high),) * len(op.outputs)
+        ranges_of = {value: _ends(array) for value, array in seen.items()}
+        inputs, outputs = (
+            tuple(_fixed(spec, *ranges_of.get(value, (low, high))) for value in values)
+            for spec, values in ((scheme.input, op.inputs), (scheme.output, op.outputs))
+        )
     first = quantized[0] if quantized else None
     return OpParameters(scheme, first, inputs, outputs, further=tuple(quantized[1:]))
 
@@ -78,6 +84,10 @@ def _rounded(weight: Weight, array: Array, spec: QuantSpec) -> QuantizedTensor:
         params = replace(params, axis=axis)
     # Contiguous: some writers take the memory as it lies.
     return QuantizedTensor(contiguous(codes), params, second)
+
+
+def _ends(array: np.ndarray) -> tuple[float, float]:
+    return float(array.min()), float(array.max())
 
 
 def _fixed(spec: QuantSpec | None, low: float, high: float) -> QuantParams | None:

@@ -57,7 +57,7 @@ class Session(ABC):
         """Return op -> why it runs in float though a recipe quantizes it: its neighbours' schemes.
 
         Optional. Cheap, and the same for the same recipe: the search asks before it spends a trial,
-        and tries the recipe without these ops. Of one op alone, ``Offer.when`` tells.
+        and tries the recipe without these ops. Of one op, ``Offer.refuses`` tells.
         """
         return {}
 

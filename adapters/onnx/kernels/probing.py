@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,22 +13,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from octavo.adapters.onnx import OnnxConfig
 from octavo.adapters.onnx.apply.emit import emit
-from octavo.adapters.onnx.apply.half_precision import HALVES
 from octavo.adapters.onnx.describe.sites import Sites, find_sites
 from octavo.adapters.onnx.prepare.opset import as_model
 from octavo.adapters.onnx.prepare.preparation import prepare
 from octavo.adapters.onnx.run.compiling import RUNTIME_ERRORS, Compiled, compile_model
+from octavo.core.authoring.one_op import one_op_parameters
 from octavo.core.contract.adapter import OpParameters
 from octavo.core.errors import AdapterFault, ModelError
-from octavo.core.numerics.affine import QuantParams, affine_params, quantize
-from octavo.core.numerics.codec import choose_params
-from octavo.core.numerics.layout import from_matrix, to_matrix
-from octavo.core.numerics.ranges import ranges
-from octavo.core.numerics.tensor import QuantizedTensor
 from octavo.core.system.log import fault, get_logger
 from octavo.core.values.capability import Offer
 from octavo.core.values.graph import Op
-from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.scheme import OpScheme
 
 from .executed import low_precision_kernels
 from .saturation import is_signed_product, saturates
@@ -148,22 +143,12 @@ class Probe:
         """Calibrate the probe on its own input."""
         seen = {**self.given, "probe_output": self.expected}
         op = self.sites.sites["probe"].op
-        spec = scheme.weight
-        if spec is not None and is_narrow:
-            spec = spec.reduced()
-        rounded = []
-        if spec is not None:
-            rounded = [
-                _round(self.model, w.name, spec, w.channel_axis) for w in op.weights
-            ]
-        inputs: tuple[QuantParams | None, ...] = ()
-        if scheme.mode == "static":
-            inputs = tuple(_params(seen[v], scheme.input) for v in op.inputs)
-        outputs: tuple[QuantParams | None, ...] = ()
-        if scheme.output:
-            outputs = tuple(_params(seen[v], scheme.output) for v in op.outputs)
-        first = rounded[0] if rounded else None
-        return OpParameters(scheme, first, inputs, outputs, further=tuple(rounded[1:]))
+        return one_op_parameters(op, scheme, self._tensor, reduced=is_narrow, seen=seen)
+
+    def _tensor(self, name: str) -> np.ndarray:
+        held = self.model.graph.initializers[name].const_value
+        assert held is not None
+        return held.numpy()
 
     def _run(
         self, model: ir.Model, scheme: OpScheme
@@ -241,32 +226,3 @@ def _one_op(
     output = helper.make_tensor_value_info("probe_output", TensorProto.FLOAT, None)
     graph = helper.make_graph([node], "probe", inputs, [output], held)
     return prepare(ir.from_proto(as_model(graph)))
-
-
-def _params(array: np.ndarray, spec: QuantSpec | None) -> QuantParams | None:
-    if spec is None:
-        return None
-    return affine_params(array.min(), array.max(), spec)
-
-
-def _round(model: ir.Model, name: str, spec: QuantSpec, axis: int) -> QuantizedTensor:
-    """Round a weight to the nearest codes of its range."""
-    held = model.graph.initializers[name].const_value
-    assert held is not None
-    array = held.numpy()
-    if spec.dtype in HALVES:
-        plain = QuantParams(np.float32(1), np.int32(0), spec)
-        half = HALVES[spec.dtype].numpy()
-        return QuantizedTensor(array.astype(half), plain)
-    matrix = to_matrix(array, axis)
-    low, high = ranges(matrix, spec)
-    # In a matrix a row is a channel; in the weight the channels lie along its own axis.
-    row_axis = None if spec.granularity == "tensor" else 0
-    params, levels = choose_params(low, high, spec, row_axis)
-    rows = quantize(matrix, params)
-    codes = from_matrix(rows, array.shape, axis)
-    is_unsigned = spec.dtype.startswith("u")
-    codes = codes.astype(np.uint8 if is_unsigned else np.int8)
-    if params.axis is not None:
-        params = replace(params, axis=axis)
-    return QuantizedTensor(codes, params, levels)

@@ -91,3 +91,12 @@ def test_a_scheme_of_a_weight_needs_one() -> None:
     scheme = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8"))
     with pytest.raises(SchemeError, match="'add' has none"):
         one_op_parameters(Op("add", "add", ("a", "b"), ("y",)), scheme, {})
+
+
+def test_what_was_seen_of_a_value_is_its_range() -> None:
+    spec = QuantSpec(dtype="int8", granularity="channel")
+    scheme = OpScheme(mode="static", weight=spec, input=X8, output=X8)
+    seen = {"x": np.array([-0.5, 2.0], np.float32)}
+    found = one_op_parameters(OP, scheme, {"w": W}, -1.0, 3.0, seen=seen)
+    scales = [float(side[0].scale) for side in (found.inputs, found.outputs) if side[0]]
+    assert scales == [pytest.approx(2.5 / 255), pytest.approx(4 / 255)]
