@@ -273,7 +273,9 @@ class Writer:
         model.metadata = [self._metadata(entry) for entry in old.metadata or []]
         model.buffers, model.operatorCodes = self.buffers, self._codes
         model.metadataBuffer = None
-        packer = flatbuffers.Builder(1 << 16)
+        # Room for all at once: a builder that runs out doubles, and copies what it has.
+        held = (len(b.data) for b in self.buffers if b.data is not None)
+        packer = flatbuffers.Builder(sum(held) + (1 << 20))
         packer.Finish(model.Pack(packer), IDENTIFIER)
         return bytes(packer.Output())
 

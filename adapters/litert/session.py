@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,8 @@ class LitertSession(Session):
     ) -> LitertCandidate:
         """Write the model anew, each op in its precision."""
         view, emission = self.describe(), Emission(self.described, parameters)
-        model = emission.model(in_codes=self.config.ports == "codes")
+        in_codes = self.config.ports == "codes"
+        model = emission.model(in_codes=in_codes) if parameters else self._float
         lines = ledger_lines(
             view,
             parameters,
@@ -126,9 +127,14 @@ class LitertSession(Session):
         """
         _ = self.reference().compiled
 
+    @cached_property
+    def _float(self) -> bytes:
+        """The model as it is written without a recipe."""
+        return Emission(self.described, {}).model()
+
     def fingerprint(self) -> str:
         """Digest of the model as it is written without a recipe."""
-        return hashlib.sha256(Emission(self.described, {}).model()).hexdigest()[:16]
+        return hashlib.sha256(self._float).hexdigest()[:16]
 
 
 def probing(model: Any, config: LitertConfig) -> LitertSession:
