@@ -14,8 +14,8 @@ import pytest
 import octavo
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, ModelError, StoreError
-from octavo.core.opening.backends import asked_backends
-from octavo.core.opening.opening import _as_given, check_memory
+from octavo.core.opening.backends import as_given, asked_backends
+from octavo.core.opening.opening import check_memory
 from octavo.core.results.result import load_candidate
 from octavo.core.values.trial import Trial
 from tests import tiny
@@ -188,7 +188,7 @@ def test_the_model_as_given_runs_with_the_settings_of_all() -> None:
     card = host.adapters()["numpy"]
 
     def given(*tables: Any) -> Any:
-        return _as_given(card, asked_backends(tables, host), host).settings
+        return as_given(card, asked_backends(tables, host), host).settings
 
     onnx_with = {"kind": "onnx", "threads": 1, "form": "qoperator"}
     assert given(onnx_with).threads == 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from octavo.core.contract.parts import PartConfig
+from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.errors import ConfigError, shown
 from octavo.core.values.scheme import Scalar
@@ -124,6 +124,56 @@ def only_backend(table: Written, host: PluginHost) -> AskedBackend:
     return AskedBackend(_name(found[0], found), found[0])
 
 
+def as_given(
+    card: AdapterPart[Any], asked: AskedBackends, host: PluginHost
+) -> AskedBackend:
+    """Return the backend that the model is opened on as it was given.
+
+    It is the first of its card that is asked for. Where none is, it has the settings that all of
+    those have, as far as it knows them (threads): the float model runs as the candidates do.
+    """
+    of_card = [each for each in (*asked.searched, asked.baseline) if each is not None]
+    for each in of_card:
+        if each.kind == card.name:
+            return each
+    tables = [each.settings.model_dump(exclude_unset=True) for each in asked.searched]
+    shared = {
+        name: value
+        for name, value in tables[0].items()
+        if name != "kind" and all(table.get(name) == value for table in tables)
+    }
+    known = {n: v for n, v in shared.items() if n in card.config.model_fields}
+    try:
+        settings = host.read("adapters", {**known, "kind": card.name})
+    except ConfigError:
+        # The same word may mean another thing there.
+        settings = host.read("adapters", card.name)
+    return AskedBackend(card.name, settings)
+
+
+def beside(first: AskedBackend, asked: AskedBackends) -> Iterator[AskedBackend]:
+    """Yield the backends that are opened after the first, the baseline's last."""
+    for each in asked.searched:
+        if each != first:
+            yield each
+    base = asked.baseline
+    if base is not None and base != first and base not in asked.searched:
+        yield base
+
+
+def baseline_of(source: str, asked: AskedBackends) -> str:
+    """Return the name of the backend whose float model is the baseline.
+
+    A search over one foreign runtime is measured against the float model there: same threads,
+    device and runtime.
+    """
+    if asked.baseline is not None:
+        return asked.baseline.name
+    names = [each.name for each in asked.searched]
+    is_one_runtime = len({each.kind for each in asked.searched}) == 1
+    return names[0] if is_one_runtime and source not in names else source
+
+
 def backend_table(written: Written) -> Written:
     """Return a backend's settings of a text with options: ``onnx(threads=1)``.
 
@@ -206,8 +256,11 @@ __all__ = [
     "AskedBackend",
     "AskedBackends",
     "Written",
+    "as_given",
     "asked_backends",
     "backend_table",
+    "baseline_of",
+    "beside",
     "kinds_of",
     "only_backend",
 ]

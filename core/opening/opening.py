@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from octavo.core.calibration.raw import materialize
 from octavo.core.contract.adapter import Adapter, Batch, Opened
 from octavo.core.contract.parts import AdapterPart, PartConfig
 from octavo.core.contract.plugins import PluginHost
-from octavo.core.errors import ConfigError, ModelError, raised_as, shown
+from octavo.core.errors import ConfigError, ModelError, OctavoError, raised_as, shown
 from octavo.core.quantizing.non_finite import refuse_parameters
 from octavo.core.values.calls import arrays_in
 from octavo.core.values.graph import ModelView
@@ -22,9 +22,11 @@ from octavo.core.values.recipe import adapter_of
 
 from .backends import (
     AskedBackend,
-    AskedBackends,
     Written,
+    as_given,
     asked_backends,
+    baseline_of,
+    beside,
     kinds_of,
     only_backend,
 )
@@ -78,6 +80,26 @@ def open_model(
     return _opened(card, card.name, asked.settings, model, example)
 
 
+def open_owner(model: Any, host: PluginHost, opened: str) -> Opened | None:
+    """Open a model on the backend that it belongs to, without choices, where another one opened it.
+
+    Args:
+        model: As for :func:`autotune`.
+        host: Plugins.
+        opened: The backend that opened it.
+
+    Returns:
+        None where that is its own, or this one cannot be opened here.
+    """
+    try:
+        card = find_adapter(model, host)
+        if card.name == adapter_of(opened):
+            return None
+        return _without_choices(_opened(card, card.name, None, model, None))
+    except OctavoError:
+        return None
+
+
 def open_given(
     model: Any,
     host: PluginHost,
@@ -93,7 +115,7 @@ def open_given(
         example: One batch, for shapes.
     """
     card = find_adapter(model, host, kinds_of(backends, host))
-    first = _as_given(card, asked_backends(backends or (card.name,), host), host)
+    first = as_given(card, asked_backends(backends or (card.name,), host), host)
     return _opened(card, first.name, first.settings, model, example)
 
 
@@ -185,7 +207,7 @@ def open_all(
             only_backend(table, host)  # nothing compares several values of a setting
     baseline_asked = settings.baseline if need_data else None
     asked = asked_backends(tables or (card.name,), host, baseline_asked)
-    first = _as_given(card, asked, host)
+    first = as_given(card, asked, host)
     raw = materialize(calibration) if calibration is not None else None
     example = raw.example() if raw is not None else None
     source = _opened(card, first.name, first.settings, model, example)
@@ -195,7 +217,7 @@ def open_all(
         source = _looked_further(source, own)
         data[source.name] = own if _same_framework(card, own.first()) else own.numpy()
     opened = [source]
-    for wanted in _beside(first, asked):
+    for wanted in beside(first, asked):
         if wanted.kind == card.name:
             other = _opened(card, wanted.name, wanted.settings, model, example)
             if data:
@@ -209,63 +231,13 @@ def open_all(
                 numpy = data[source.name].numpy()
                 data[wanted.name] = numpy.for_inputs(other.view.inputs)
         opened.append(other)
-    baseline = _baseline(source.name, asked)
+    baseline = baseline_of(source.name, asked)
     searched = {each.name for each in asked.searched}
     found = [
         o if o.name in searched else _unsearched(o, baseline, need_data) for o in opened
     ]
     native = len({adapter_of(each.name) for each in opened}) == 1
     return Openings(found, data, baseline, native)
-
-
-def _as_given(
-    card: AdapterPart[Adapter], asked: AskedBackends, host: PluginHost
-) -> AskedBackend:
-    """Return the backend that the model is opened on as it was given.
-
-    It is the first of its card that is asked for. Where none is, it has the settings that all of
-    those have, as far as it knows them (threads): the float model runs as the candidates do.
-    """
-    of_card = [each for each in (*asked.searched, asked.baseline) if each is not None]
-    for each in of_card:
-        if each.kind == card.name:
-            return each
-    tables = [each.settings.model_dump(exclude_unset=True) for each in asked.searched]
-    shared = {
-        name: value
-        for name, value in tables[0].items()
-        if name != "kind" and all(table.get(name) == value for table in tables)
-    }
-    known = {n: v for n, v in shared.items() if n in card.config.model_fields}
-    try:
-        settings = host.read("adapters", {**known, "kind": card.name})
-    except ConfigError:
-        # The same word may mean another thing there.
-        settings = host.read("adapters", card.name)
-    return AskedBackend(card.name, settings)
-
-
-def _beside(first: AskedBackend, asked: AskedBackends) -> Iterator[AskedBackend]:
-    """Yield the backends that are opened after the first, the baseline's last."""
-    for each in asked.searched:
-        if each != first:
-            yield each
-    base = asked.baseline
-    if base is not None and base != first and base not in asked.searched:
-        yield base
-
-
-def _baseline(source: str, asked: AskedBackends) -> str:
-    """Return the name of the backend whose float model is the baseline.
-
-    A search over one foreign runtime is measured against the float model there: same threads,
-    device and runtime.
-    """
-    if asked.baseline is not None:
-        return asked.baseline.name
-    names = [each.name for each in asked.searched]
-    is_one_runtime = len({each.kind for each in asked.searched}) == 1
-    return names[0] if is_one_runtime and source not in names else source
 
 
 def _unsearched(opened: Opened, baseline: str, is_search: bool) -> Opened:

@@ -8,7 +8,7 @@ model, data or space is refused.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,12 +50,14 @@ class Earlier(NamedTuple):
     """What a study of an earlier version has that this run has another of.
 
     Attributes:
-        fingerprint: This run's, with the spaces of that version.
-        axes: Of these spaces.
+        fingerprint: This run's, as that version had it.
+        axes: Of the spaces that it had.
+        note: What is told of a study that goes on as one of that version.
     """
 
     fingerprint: Mapping[str, str]
     axes: Axes
+    note: str
 
 
 class StudyHistory(History):
@@ -69,11 +71,11 @@ class StudyHistory(History):
         settings: What shaped the search space, to say which setting changed it.
         directions: ``maximize``/``minimize`` of the values, metric first; shown by dashboards.
         axes: How recipes read as parameters; shown by dashboards too.
-        earlier: What else a study may be made for that is gone on with.
+        earlier: Yields what else a study may be made for that is gone on with; asked where needed.
         resume: Whether a study that has trials may be continued.
 
     Attributes:
-        is_earlier: The study is one of ``earlier``, and its trials are on those spaces.
+        gone_on_as: Which of ``earlier`` the study is; None where it is of this run.
 
     Raises:
         StoreError: If the store is corrupt (it is set aside, never overwritten), busy, read-only,
@@ -89,11 +91,11 @@ class StudyHistory(History):
         settings: Mapping[str, Any] | None = None,
         directions: Sequence[str] = ("maximize",),
         axes: Axes | None = None,
-        earlier: Earlier | None = None,
+        earlier: Callable[[], Iterable[Earlier]] = tuple,
         resume: bool = True,
     ) -> None:
         super().__init__()
-        self.is_earlier = False
+        self.gone_on_as: Earlier | None = None
         self._earlier = earlier
         self.location = redacted(storage)
         self.name = name
@@ -172,15 +174,14 @@ class StudyHistory(History):
             )
         stored = attributes.get("octavo:fingerprint", {})
         shaped = attributes.get("octavo:settings", {})
-        other = explain(stored, fingerprint, shaped, settings)
-        earlier = self._earlier
-        if other and earlier is not None:
-            fingerprint = earlier.fingerprint
-            self.is_earlier = not explain(stored, fingerprint, shaped, settings)
-        if earlier is not None and self.is_earlier:
-            self._go_on_as(earlier)
-        elif other:
-            raise StoreError(f"{study} was made for {other}. {REMEDY}")
+        if other := explain(stored, fingerprint, shaped, settings):
+            for earlier in self._earlier():
+                if not explain(stored, earlier.fingerprint, shaped, settings):
+                    self._go_on_as(earlier)
+                    fingerprint = earlier.fingerprint
+                    break
+            else:
+                raise StoreError(f"{study} was made for {other}. {REMEDY}")
         unsaid = [key for key in fingerprint if key not in stored]
         if not unsaid:
             return
@@ -194,11 +195,9 @@ class StudyHistory(History):
 
     def _go_on_as(self, earlier: Earlier) -> None:
         """Take a study for one of an earlier version, which its new trials go on as."""
+        self.gone_on_as = earlier
         self._axes = earlier.axes
-        self.notes += (
-            f"study {self.name!r} was begun when scales of weights in groups were float32: it goes "
-            "on with these. Another study name has the smaller scales of today",
-        )
+        self.notes += (f"study {self.name!r} {earlier.note}",)
 
     def _read(self, resume: bool) -> None:
         found_later = self._storage.get_study_user_attrs(self._study)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from octavo.core.calibration.data import CalibrationData
 from octavo.core.contract.adapter import Opened
 from octavo.core.contract.strategy import SuggestsTransforms
 from octavo.core.numerics.affine import is_integer
-from octavo.core.opening.opening import open_all
-from octavo.core.opening.spaces import build_spaces
+from octavo.core.opening.opening import open_all, open_owner
+from octavo.core.opening.spaces import build_space, build_spaces
 from octavo.core.opening.speeds import is_fast_first, worth_trying
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.quantizing.recovering import TrainFn
+from octavo.core.storage.history import Earlier, StudyHistory, default_storage
+from octavo.core.storage.kept import tidy
 from octavo.core.values.scheme import OpScheme, PartChoice
 from octavo.core.values.space import TuningSpace
 
 from .asked import Asked
+from .axes import axes_of
 from .bench import Backend
+from .fingerprint import fingerprint, of_spaces, shaping
 from .settling import Settling
 
 
@@ -81,6 +86,42 @@ def _wide_scale(scheme: OpScheme) -> OpScheme:
     return scheme.variant(weight=weight.model_copy(update={"scale_dtype": None}))
 
 
+_WIDE = (
+    "was begun when scales of weights in groups were float32: it goes on with these. Another study "
+    "name has the smaller scales of today"
+)
+_ELSEWHERE = (
+    "was begun when a model's own backend opened it for others that read its file: it "
+    "goes on"
+)
+
+
+def _earlier_runs(
+    asked: Asked, ground: Ground, model: Any, prints: Mapping[str, str]
+) -> Iterator[tuple[Ground, Mapping[str, str], str]]:
+    """Yield what earlier versions would have made of a run: a study of theirs goes on as that.
+
+    Args:
+        asked: What was asked for.
+        ground: This run's.
+        model: As it was given.
+        prints: This run's fingerprint.
+
+    Yields:
+        The ground; the fingerprint on it; what is told of such a study.
+    """
+    before = ground.before_narrow_scales()
+    yield before, {**prints, "space": of_spaces(ground.opened, before.spaces)}, _WIDE
+    owner = open_owner(model, asked.host, ground.opened[0].name)
+    if owner is None:
+        return
+    opened = (owner, *ground.opened)
+    of_model = {**prints, "model": owner.session.fingerprint()}
+    for each in (ground, before):
+        spaces = {**each.spaces, owner.name: build_space(owner)}
+        yield each, {**of_model, "space": of_spaces(opened, spaces)}, _ELSEWHERE
+
+
 def open_ground(
     asked: Asked, model: Any, calibration: Any, arrays: bool, stack: ExitStack
 ) -> Ground:
@@ -102,6 +143,67 @@ def open_ground(
     )
     native = found.native and not arrays
     return Ground(tuple(opened), found.data, spaces, found.baseline, native)
+
+
+def open_history(
+    asked: Asked,
+    ground: Ground,
+    model: Any,
+    storage: str | Path | None,
+    study: str,
+    resume: bool,
+) -> tuple[StudyHistory, Ground]:
+    """Open the history, which refuses a store that was made for another run.
+
+    Returns:
+        It, and the ground that its trials are on: a study of an earlier version goes on in the
+        spaces that it had.
+    """
+    settings = asked.settings
+    prints = fingerprint(
+        settings,
+        ground.opened,
+        ground.spaces,
+        asked.objectives,
+        asked.scores.search,
+        data=ground.data[ground.source.name].digest(),
+        share=asked.scores.share,
+        holdout_fn=asked.scores.holdout is not None,
+        baseline=ground.baseline,
+    )
+    is_loss = settings.accuracy.get("higher_is_better") is False
+    lower_is_better = [is_loss, *(o.lower_is_better for o in asked.objectives.values())]
+    if not storage:
+        tidy()
+    known: list[tuple[Earlier, Ground]] = []
+
+    def earlier() -> Iterator[Earlier]:
+        for each, its_prints, note in _earlier_runs(asked, ground, model, prints):
+            known.append((Earlier(its_prints, axes_of(_searched(each)), note), each))
+            yield known[-1][0]
+
+    history = StudyHistory(
+        storage or default_storage(),
+        name=study,
+        fingerprint=prints,
+        settings=shaping(settings),
+        directions=["minimize" if lower else "maximize" for lower in lower_is_better],
+        axes=axes_of(_searched(ground)),
+        earlier=earlier,
+        resume=resume,
+    )
+    of_study = [each for found, each in known if found is history.gone_on_as]
+    return history, of_study[0] if of_study else ground
+
+
+def _searched(ground: Ground) -> dict[str, TuningSpace]:
+    """Return the spaces that trials may be on, and the float model's own where it is another."""
+    source = ground.source.name
+    return {
+        name: space
+        for name, space in ground.spaces.items()
+        if space.tunable or name == source
+    }
 
 
 def build_backends(

@@ -21,24 +21,20 @@ from octavo.core.scoring.scoring import Scoring
 from octavo.core.scoring.yardstick import SECONDS, SHARE, Yardstick
 from octavo.core.sensitivity.saved_scores import check_place
 from octavo.core.sensitivity.service import SensitivityService
-from octavo.core.storage.history import Earlier, StudyHistory, default_storage
-from octavo.core.storage.kept import tidy
+from octavo.core.storage.history import StudyHistory
 from octavo.core.system.clock import Clock
 from octavo.core.system.signals import terminate_as_interrupt
 from octavo.core.system.textfiles import absolute
 from octavo.core.values.budgets import MEASURED, describe
-from octavo.core.values.space import TuningSpace
 from octavo.core.values.trial import Trial
 
 from .asked import Asked, Score, build_objectives, read_asked
-from .axes import axes_of
 from .baseline import float_candidate, measure_baseline, measure_other_floats
 from .bench import Bench
 from .ending.acceptance import Acceptance
 from .ending.final_timing import LEAST_SECONDS, expected_seconds
 from .ending.finish import Finish
-from .fingerprint import fingerprint, of_spaces, shaping
-from .ground import Ground, build_backends, open_ground
+from .ground import Ground, build_backends, open_ground, open_history
 from .held_out import check_held_out, prepare_certificate
 from .joint import build_strategy
 from .loop import Limits
@@ -115,7 +111,7 @@ def prepare(
         stack.callback(asked.phases.close)
         with asked.phases.within(OPENING):
             ground = open_ground(asked, model, calibration, arrays, stack)
-            history, ground = _history(asked, ground, storage, study, resume)
+            history, ground = open_history(asked, ground, model, storage, study, resume)
             stack.callback(history.close)
             bench = _bench(asked, ground, history, executor, stack, train_fn)
             prepare_recovery(bench, asked, ground, model, executor, stack)
@@ -141,56 +137,6 @@ def prepare(
         return Run(bench, plan, finish, stack.pop_all())
     # ExitStack may swallow errors, for all that mypy knows.
     raise AssertionError("unreachable")
-
-
-def _history(
-    asked: Asked, ground: Ground, storage: str | Path | None, study: str, resume: bool
-) -> tuple[StudyHistory, Ground]:
-    """Open the history, which refuses a store that was made for another run.
-
-    Returns:
-        It, and the ground that its trials are on: a study of an earlier version goes on in the
-        spaces that it had.
-    """
-    settings = asked.settings
-    prints = fingerprint(
-        settings,
-        ground.opened,
-        ground.spaces,
-        asked.objectives,
-        asked.scores.search,
-        data=ground.data[ground.source.name].digest(),
-        share=asked.scores.share,
-        holdout_fn=asked.scores.holdout is not None,
-        baseline=ground.baseline,
-    )
-    is_loss = settings.accuracy.get("higher_is_better") is False
-    lower_is_better = [is_loss, *(o.lower_is_better for o in asked.objectives.values())]
-    if not storage:
-        tidy()
-    before = ground.before_narrow_scales()
-    its_prints = {**prints, "space": of_spaces(ground.opened, before.spaces)}
-    history = StudyHistory(
-        storage or default_storage(),
-        name=study,
-        fingerprint=prints,
-        settings=shaping(settings),
-        directions=["minimize" if lower else "maximize" for lower in lower_is_better],
-        axes=axes_of(_searched(ground)),
-        earlier=Earlier(its_prints, axes_of(_searched(before))),
-        resume=resume,
-    )
-    return history, before if history.is_earlier else ground
-
-
-def _searched(ground: Ground) -> dict[str, TuningSpace]:
-    """Return the spaces that trials may be on, and the float model's own where it is another."""
-    source = ground.source.name
-    return {
-        name: space
-        for name, space in ground.spaces.items()
-        if space.tunable or name == source
-    }
 
 
 def _bench(
