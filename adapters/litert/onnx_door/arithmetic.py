@@ -74,13 +74,13 @@ def _folded(state: Conversion, node: Node) -> bool:
     if state.graph.shape(node.outputs[0]) != state.value(name).shape:
         return False
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    factor, offset = {
-        "Add": (one, channels),
-        "Sum": (one, channels),
-        "Sub": (one, -channels),
-        "Mul": (channels, zero),
-        "Div": (one / channels, zero),
-    }[node.kind]
+    factor, offset = one, zero
+    if node.kind == "Mul":
+        factor = channels
+    elif node.kind == "Div":
+        factor = one / channels
+    else:
+        offset = -channels if node.kind == "Sub" else channels
     return fold(state, node, name, factor, offset)
 
 

@@ -64,10 +64,13 @@ class Window:
 
 
 def _same(inside: int, reach: int, stride: int) -> tuple[int, int]:
-    if inside < 0:
-        return (-1, -1)
-    positions = -(-inside // stride)
-    total = max((positions - 1) * stride + reach - inside, 0)
+    """Return what SAME pads before and behind; what no padding is where that cannot be known."""
+    total = reach - 1
+    if stride > 1:
+        if inside < 0:
+            return (-1, -1)
+        positions = -(-inside // stride)
+        total = max((positions - 1) * stride + reach - inside, 0)
     return (total // 2, total - total // 2)
 
 
@@ -83,12 +86,12 @@ def _window(node: Node, size: Sequence[int], inside: Sequence[int]) -> Window:
     pads = list(given.get("pads", [0, 0, 0, 0]))
     automatic = given.get("auto_pad", "NOTSET")
     if automatic.startswith("SAME"):
-        if -1 in inside:
-            raise node.refused("auto_pad of an image whose size is not known")
         reach = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=True)]
         pairs = [_same(*item) for item in zip(inside, reach, strides, strict=True)]
         if automatic == "SAME_LOWER":
             pairs = [(end, begin) for begin, end in pairs]
+            if -1 in (number for pair in pairs for number in pair):
+                raise node.refused("auto_pad of an image whose size is not known")
         pads = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
     begin, declared = pads[:2], pads[2:]
     exact = Window(size, strides, dilations, begin, declared, declared, inside)
