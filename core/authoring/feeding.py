@@ -156,14 +156,25 @@ def _converted(info: InputInfo, array: np.ndarray, wanted: np.dtype[Any]) -> np.
         raise DataError(
             f"input {info.name!r} takes {info.dtype}, got {array.dtype}; convert it"
         )
-    made = array.astype(wanted)
-    # A token's number that wraps around would be another token.
-    if wanted.kind in "iu" and not np.array_equal(made, array):
-        raise DataError(
-            f"input {info.name!r} takes {info.dtype}, "
-            f"got {array.dtype} with numbers that do not fit into it"
-        )
-    return made
+    with np.errstate(over="ignore"):
+        made = array.astype(wanted)
+    if _fit_into(array, made):
+        return made
+    raise DataError(
+        f"input {info.name!r} takes {info.dtype}, "
+        f"got {array.dtype} with numbers that do not fit into it"
+    )
+
+
+def _fit_into(given: np.ndarray, made: np.ndarray) -> bool:
+    """True if no number became another one than its nearest."""
+    if made.dtype.kind in "iu":
+        # A token's number that wraps around would be another token.
+        return np.array_equal(made, given)
+    if made.dtype.itemsize >= given.dtype.itemsize:
+        return True
+    # A number beyond the largest of a narrow type becomes infinite.
+    return np.array_equal(np.isfinite(made), np.isfinite(given))
 
 
 def _is_taken(given: str, wanted: str) -> bool:

@@ -79,3 +79,12 @@ def test_narrow_floats_go_in_and_unknown_types_and_shapes_are_left_alone() -> No
     np.testing.assert_array_equal(half.astype(np.float32), ONE)
     odd = InputInfo("x", None, "a type of its own")
     assert feed((ONE,), (odd,))["x"] is ONE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_numbers_beyond_a_narrow_type_are_refused(dtype: str) -> None:
+    narrow = InputInfo("x", (2,), dtype)
+    fed = feed((np.array([1.0, np.inf]),), (narrow,))["x"]
+    np.testing.assert_array_equal(fed, np.array([1, np.inf], dtype))
+    with pytest.raises(DataError, match=f"'x' takes {dtype}, got float64 with numbers"):
+        feed((np.array([1.0, 1e300]),), (narrow,))
