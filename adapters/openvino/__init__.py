@@ -22,8 +22,8 @@ class OpenVinoConfig(PartConfig):
             computes in float32, and the ledger's lines stay what the runtime shows.
         kv_cache: How the key-value cache of a stateful decoder is held; None leaves the choice to
             OpenVINO.
-        cache: A folder that keeps what was compiled from one process to the next; None for one
-            that only this process reads, and that is gone with it.
+        cache: A folder that keeps what was compiled from one process to the next (OpenVINO's
+            ``CACHE_DIR``); each model takes about its own size there. None compiles anew.
     """
 
     kind: Literal["openvino"] = "openvino"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,6 @@ class Executable:
         return [np.array(request.get_output_tensor(i).data) for i in range(count)]
 
 
-@lru_cache
-def _private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a folder that only this user reads and that goes with this process."""
-    return tempfile.TemporaryDirectory(prefix="octavo-openvino-")
-
-
 def compile_model(model: Any, config: OpenVinoConfig, **options: Any) -> Any:
     """Compile a model under the backend's settings.
 
@@ -76,6 +69,8 @@ def compile_model(model: Any, config: OpenVinoConfig, **options: Any) -> Any:
         _GROUP: dynamic_group(model),
     }
     if config.cache is not None:
+        # Models may be secrets: nobody else reads what was compiled of them.
+        Path(config.cache).mkdir(mode=0o700, parents=True, exist_ok=True)
         settings["CACHE_DIR"] = config.cache
     if config.threads is not None:
         settings["INFERENCE_NUM_THREADS"] = config.threads

@@ -7,7 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openvino as ov
+import openvino.opset13 as ops
 from openvino._offline_transformations import apply_moc_transformations
 
 from octavo.plugin import ModelError, raised_as, unique_names
@@ -60,8 +62,11 @@ def prepared(source: Any) -> Any:
         if node.get_friendly_name() != node.get_name()
     }
     model = source.clone()
+    has_halves = _has_halves(model)
     apply_moc_transformations(model, cf=True)
     unguard(model)
+    if has_halves:
+        _keep_halves(model)
     nodes = model.get_ordered_ops()
     # Ends of the model first, so that nothing else takes their names; constants by who reads them.
     nodes.sort(key=lambda node: _ORDER.get(node.get_type_name(), 1))
@@ -77,6 +82,28 @@ def prepared(source: Any) -> Any:
     for node, name in zip(nodes, unique_names(wanted), strict=True):
         node.set_friendly_name(name)
     return model
+
+
+def _has_halves(model: Any) -> bool:
+    kinds = (n for n in model.get_ordered_ops() if n.get_type_name() == "Constant")
+    return any(node.get_element_type() == ov.Type.f16 for node in kinds)
+
+
+def _keep_halves(model: Any) -> None:
+    """Store what came in float16, and was folded into float32, as it came: nothing is lost."""
+    for node in model.get_ordered_ops():
+        is_float = node.get_type_name() == "Constant"
+        is_float = is_float and node.get_element_type() == ov.Type.f32
+        if not is_float or len(node.get_output_shape(0)) < 2:
+            continue
+        halves = node.data.astype(np.float16)
+        if np.array_equal(halves.astype(np.float32), node.data):
+            readers = list(node.output(0).get_target_inputs())
+            held = ops.constant(halves)
+            held.set_friendly_name(node.get_friendly_name())
+            widened = ops.convert(held, "f32")
+            for reader in readers:
+                reader.replace_source_output(widened.output(0))
 
 
 _ORDER = {"Parameter": 0, "Result": 0, "Constant": 2}
