@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("openvino")
 
-from octavo.adapters.openvino import candidate, session
+from octavo.adapters.openvino import candidate
 from octavo.adapters.openvino.candidate import compile_model
+from octavo.adapters.openvino.session import OpenVinoSession
 from tests.adapters.onnx import models
 from tests.adapters.openvino.test_conformance import case_of
 from tests.core.testing.lying import fails
@@ -24,14 +25,14 @@ def in_float(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(model, config, **options):
         return compile_model(model, config, LP_TRANSFORMS_MODE="NO", **options)
 
-    honest = session.OpenVinoSession.capability
+    honest = OpenVinoSession.carry_out
 
-    def claimed(sites, parameters, compiled, remarks):
-        return {name: given.line("kernel") for name, given in parameters.items()}
+    def carry_out(self, recipe, parameters):
+        lines = {name: given.line("kernel") for name, given in parameters.items()}
+        return honest(self, recipe, parameters).with_ledger(lines)
 
-    monkeypatch.setattr(session.OpenVinoSession, "capability", honest)
     monkeypatch.setattr(candidate, "compile_model", compiled)
-    monkeypatch.setattr(session, "ledger", claimed)
+    monkeypatch.setattr(OpenVinoSession, "carry_out", carry_out)
 
 
 def test_float_products_are_seen_by_the_witness(in_float: None, tmp_path: Path) -> None:
