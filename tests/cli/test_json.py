@@ -146,6 +146,34 @@ def test_compare_times_both_and_names_the_ops_that_differ(
     assert "every op takes the same scheme" in same.out
 
 
+def test_settings_of_a_backend_are_named_on_the_command_line(
+    octavo: Command, model: Path, data: Path
+) -> None:
+    command = [*tune_arguments(model, data), "-o", "r", "--dry-run", "--json"]
+    searched = ["-b", "onnx(threads=1|2)", "-b", "numpy", "--baseline", "numpy"]
+    told = json.loads(octavo(*command, *searched).out)
+    names = [space["backend"] for space in told["backends"]]
+    assert names == ["onnx(threads=1)", "onnx(threads=2)", "numpy"]
+    assert told["baseline"] == "numpy"
+    twice = octavo(*command, "-b", "onnx", "-b", "onnx")
+    assert twice.code == 2
+    assert "named twice with the same settings" in twice.out + twice.err
+
+
+def test_what_is_quantized_with_settings_is_shown_with_them(
+    octavo: Command, model: Path, data: Path
+) -> None:
+    quantized = ["quantize", model, "--scheme", "int8-dynamic", "-o", "q"]
+    octavo(*quantized, "-b", "numpy(threads=2)")
+    assert "backend numpy (threads = 2)" in octavo("inspect", "q").out
+    told = json.loads(octavo("inspect", "q", "--json").out)
+    assert told["backend"] == "numpy"
+    assert told["backend_settings"]["threads"] == 2
+    several = octavo(*quantized, "-b", "numpy(threads=1|2)")
+    assert several.code == 2
+    assert "nothing here compares them" in several.out + several.err
+
+
 def test_a_dry_run_does_nothing_and_says_what_it_would(
     octavo: Command, model: Path, data: Path, tmp_path: Path
 ) -> None:
