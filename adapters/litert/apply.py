@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as fb
 
 from octavo.plugin import (
+    REST,
     OpParameters,
     QuantizedTensor,
     QuantParams,
@@ -43,6 +45,7 @@ class Emission(Writer):
 
     Attributes:
         carried: Names of the ops that move codes and have no scheme of their own.
+        bytes: Op name -> bytes of the constants that came with it.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Emission(Writer):
         self._written: set[int] = set()
         self._weights: dict[QuantizedTensor, int] = {}
         self.carried: set[str] = set()
+        self.bytes: Counter[str] = Counter()
 
     def model(
         self, values: Sequence[int] | None = None, *, in_codes: bool = False
@@ -91,6 +95,7 @@ class Emission(Writer):
         return outputs
 
     def _emit(self, node: Any) -> None:
+        known = len(self.tensors)
         site = self._sites.get(id(node))
         given = self._parameters.get(site.op.name) if site is not None else None
         if site is not None and given is not None and not given.scheme.is_float:
@@ -101,6 +106,8 @@ class Emission(Writer):
             self.carried.add(site.op.name)
         else:
             self._in_numbers(node, {})
+        owner = site.op.name if site is not None else REST
+        self.bytes[owner] += sum(map(self.size_of, self.tensors[known:]))
 
     def _in_integers(
         self, site: Site, replaced: Mapping[int, int], meaning: Meaning

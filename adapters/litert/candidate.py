@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,7 @@ class LitertCandidate(CompiledCandidate):
         ledger: What became of each op.
         inputs: What the model takes.
         config: Threads and delegate.
+        sizes: Op name -> bytes of its constants in the file; empty where that is not known.
     """
 
     model: bytes
@@ -124,9 +126,15 @@ class LitertCandidate(CompiledCandidate):
         ledger: Mapping[str, Applied],
         inputs: Sequence[InputInfo],
         config: LitertConfig,
+        sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__(model, recipe, ledger, inputs)
         self.config = config
+        self._sizes = dict(sizes)
+
+    def bytes_by_op(self) -> Mapping[str, int]:
+        """Return the bytes of each op's constants; what several share counts with the first."""
+        return self._sizes
 
     def compile(self) -> Running:
         """Return an interpreter of the model."""

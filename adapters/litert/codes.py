@@ -39,6 +39,8 @@ _VERSIONS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("SOFTMAX", "LOGISTIC", "TANH", "BATCH_MATMUL"), (2, 3)),
     **dict.fromkeys(("LEAKY_RELU", "GELU", "MAX_POOL_2D", "TRANSPOSE"), (2, 2)),
     **dict.fromkeys(("PAD", "SLICE", "STRIDED_SLICE", "RELU", "RELU6"), (2, 2)),
+    **dict.fromkeys(("SPACE_TO_BATCH_ND", "BATCH_TO_SPACE_ND"), (2, 2)),
+    "TILE": (3, 3),
     "CONV_2D": (3, 4),
     "DEPTHWISE_CONV_2D": (3, 5),
     "TRANSPOSE_CONV": (2, 3),

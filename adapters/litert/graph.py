@@ -236,6 +236,11 @@ class Writer:
         self.nodes.append(node)
         return node
 
+    def size_of(self, tensor: Any) -> int:
+        """Return the bytes that a new tensor's constant takes; 0 for any other."""
+        held = self.buffers[tensor.buffer].data
+        return 0 if held is None else len(held)
+
     def name_of(self, node: Any) -> str:
         """Return the name of an operator that was written."""
         return str(_CODE_NAMES[self._codes[node.opcodeIndex].builtinCode])

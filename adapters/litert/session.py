@@ -103,9 +103,11 @@ class LitertSession(Session):
         self, recipe: Recipe, parameters: Mapping[str, OpParameters]
     ) -> LitertCandidate:
         """Write the model anew, each op in its precision."""
-        view, emission = self.describe(), Emission(self.described, parameters)
-        in_codes = self.config.ports == "codes"
-        model = emission.model(in_codes=in_codes) if parameters else self._float
+        view = self.describe()
+        model, emission = self._float
+        if parameters:
+            emission = Emission(self.described, parameters)
+            model = emission.model(in_codes=self.config.ports == "codes")
         lines = ledger_lines(
             view,
             parameters,
@@ -113,7 +115,9 @@ class LitertSession(Session):
             carriers=emission.carried,
             reason=partial(reason_of, recipe),
         )
-        return LitertCandidate(model, recipe, lines, view.inputs, self.config)
+        return LitertCandidate(
+            model, recipe, lines, view.inputs, self.config, emission.bytes
+        )
 
     def reference(self) -> LitertCandidate:
         """Return the model as it was given."""
@@ -125,16 +129,17 @@ class LitertSession(Session):
         Raises:
             ModelError: With what LiteRT says.
         """
-        _ = self.reference().compiled
+        Running(self._float[0], self.config)
 
     @cached_property
-    def _float(self) -> bytes:
-        """The model as it is written without a recipe."""
-        return Emission(self.described, {}).model()
+    def _float(self) -> tuple[bytes, Emission]:
+        """The model as it is written without a recipe, and what was written."""
+        emission = Emission(self.described, {})
+        return emission.model(), emission
 
     def fingerprint(self) -> str:
         """Digest of the model as it is written without a recipe."""
-        return hashlib.sha256(self._float).hexdigest()[:16]
+        return hashlib.sha256(self._float[0]).hexdigest()[:16]
 
 
 def probing(model: Any, config: LitertConfig) -> LitertSession:
