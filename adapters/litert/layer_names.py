@@ -25,7 +25,8 @@ def named_by_layers(model: Any, keras: Any) -> None:
     """Rename what operators return: ``block/conv`` in place of ``model_1/block_1/conv_1/..``.
 
     A product that is alone in its layer has the layer's name; other operators have their kind
-    behind it: ``attention/softmax``. What no layer is known of keeps the name that it has.
+    behind it: ``attention/softmax``. What no layer is known of keeps its name without the
+    model's own scope: that has a number which counts the models of a process.
 
     Args:
         model: As the schema classes hold it; its names change.
@@ -35,7 +36,10 @@ def named_by_layers(model: Any, keras: Any) -> None:
     reader = _Reader(keras)
     # What a model returns has no layer's name: the converter calls it by its place.
     ends = dict(zip(map(int, main.outputs), reader.outputs, strict=False))
+    reader.is_numbered = any(reader.numbers(t.name.decode()) for t in main.tensors)
     found: dict[str, list[tuple[Any, str]]] = defaultdict(list)
+    for tensor in main.tensors:
+        tensor.name = reader.without_root(tensor.name.decode()).encode()
     for operator in main.operators:
         code = model.operatorCodes[operator.opcodeIndex]
         number = max(code.builtinCode, code.deprecatedBuiltinCode)
@@ -66,8 +70,17 @@ class _Reader:
             if any(len(weight.shape) > 1 for weight in layer.weights)
         }
         self.root = keras.name
+        self.is_numbered = False
         outputs = list(getattr(keras, "outputs", None) or ())
         self.outputs = [tensor._keras_history.operation.name for tensor in outputs]
+
+    def numbers(self, name: str) -> bool:
+        """True if a name has the model's scope with a number: a second trace numbers all scopes."""
+        return re.match(rf"{re.escape(self.root)}_\d+/", name) is not None
+
+    def without_root(self, name: str) -> str:
+        """Return a name without the model's own scope, which counts the models of a process."""
+        return re.sub(rf"(^|;){re.escape(self.root)}(_\d+)?/", r"\1/", name)
 
     def path(self, name: str, *, is_product: bool) -> str:
         """Return the layers that a name tells, joined; empty where it tells none.
@@ -80,12 +93,9 @@ class _Reader:
         return "/".join(paths[-1])
 
     def _of_scopes(self, part: str) -> list[str]:
-        scopes = part.split("/")
-        # The second trace of a model numbers all of its scopes, its own among them.
-        is_numbered = scopes[0] != self.root
         found: list[str] = []
-        for scope in scopes[1:-1]:
-            plain = re.sub(r"_\d+$", "", scope) if is_numbered else scope
+        for scope in part.split("/")[1:-1]:
+            plain = re.sub(r"_\d+$", "", scope) if self.is_numbered else scope
             if plain in self.layers and plain not in found:
                 found.append(plain)
             elif scope in self.layers and scope not in found:

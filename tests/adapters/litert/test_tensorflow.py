@@ -149,6 +149,17 @@ def test_several_outputs_come_in_order_under_their_layers_names():
     assert [output.shape[1] for output in outputs] == list(range(1, 13))
 
 
+def test_names_do_not_count_the_models_of_a_process():
+    def built():
+        x = keras.Input((4,), name="x")
+        return keras.Model(x, layers.Dense(2, name="end")(x * 2 + x))
+
+    first, second = (opened(built()) for _ in range(2))
+    names = [op.name for op in first.view.ops]
+    assert names == [op.name for op in second.view.ops]
+    assert not any("functional" in name for name in names)
+
+
 def test_recurrent_layers_and_16_bits_are_told_what_to_do():
     recurrent = keras.Sequential([keras.Input((6, 4)), layers.LSTM(3)])
     with pytest.raises(ModelError, match="unroll=True"):
