@@ -229,17 +229,14 @@ class Description:
 
     def _census(self) -> list[HeldWeight]:
         found = []
+        claimed = {w.name for site in self.sites.values() for w in site.op.weights}
         for name, node in self._nodes.items():
             if node.get_type_name() != "Constant" or constant(node.output(0)) is None:
                 continue
             shape = tuple(node.get_output_shape(0))
             is_vector = math.prod(shape) == max(shape, default=1)
             readers = list(node.output(0).get_target_inputs())
-            if (
-                not readers
-                or len(shape) < 2
-                or (is_vector and name not in self._shapes)
-            ):
+            if not readers or len(shape) < 2 or (is_vector and name not in claimed):
                 continue
             reader = readers[0].get_node().get_type_name()
             why = f"no low-precision kernel reads a constant of {reader}"

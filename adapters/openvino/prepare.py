@@ -65,6 +65,7 @@ def prepared(source: Any) -> Any:
     has_halves = _has_halves(model)
     apply_moc_transformations(model, cf=True)
     unguard(model)
+    _store_by_outputs(model)
     if has_halves:
         _keep_halves(model)
     nodes = model.get_ordered_ops()
@@ -82,6 +83,29 @@ def prepared(source: Any) -> Any:
     for node, name in zip(nodes, unique_names(wanted), strict=True):
         node.set_friendly_name(name)
     return model
+
+
+def _store_by_outputs(model: Any) -> None:
+    """Store every matrix that is multiplied with a row for each output channel."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        given, held = node.get_attributes(), node.input_value(1).get_node()
+        is_constant = held.get_type_name() == "Constant"
+        if (
+            given["transpose_b"]
+            or not is_constant
+            or len(held.get_output_shape(0)) != 2
+        ):
+            continue
+        rows = ops.constant(np.ascontiguousarray(held.data.T))
+        made = ops.matmul(node.input_value(0), rows, given["transpose_a"], True)
+        name, names = node.get_friendly_name(), node.output(0).get_names()
+        for key, value in node.get_rt_info().items():
+            made.get_rt_info()[key] = value
+        node.output(0).replace(made.output(0))
+        made.set_friendly_name(name)
+        made.output(0).set_names(names)
 
 
 def _has_halves(model: Any) -> bool:

@@ -109,3 +109,23 @@ def test_grouped_weights_are_stated_as_the_core_has_them() -> None:
         w1=(8, 3, 3, 3), w2=(8, 8, 3, 3), b2=(8,), w3=(8, 1, 3, 3)
     )
     np.testing.assert_array_equal(session.tensor(depthwise.weight.name), expected["w3"])
+
+
+def test_a_matrix_stored_by_inputs_is_a_linear_op_too() -> None:
+    random = np.random.default_rng(0)
+    x, weight = named([-1, 6], "x"), random.normal(size=(6, 4)).astype(np.float32)
+    made = ops.matmul(x, ops.constant(weight), False, False)
+    made.set_friendly_name("fc")
+    session = ADAPTER.open(ov.Model([made.output(0)], [x], ""))
+    (op,) = session.describe().ops
+    assert (op.type, op.out_of_reach) == ("linear", "")
+    assert op.weight is not None
+    np.testing.assert_array_equal(session.tensor(op.weight.name), weight.T)
+
+
+def test_biases_are_no_weights() -> None:
+    session = ADAPTER.open(as_openvino(models.convolutional()))
+    view = session.describe()
+    assert not view.unclaimed
+    claimed = {op.weight.name for op in view.ops if op.weight is not None}
+    assert {held.name for held in session.census()} == claimed
