@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ import pytest
 import octavo
 from octavo.core.contract.strategy import Strategy
 from octavo.core.errors import PluginError
-from octavo.core.tuning.settling import Settled
+from octavo.core.tuning.settling import Settled, Settling
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import OpScheme, QuantSpec
+from octavo.core.values.scheme import FLOAT, OpScheme, QuantSpec
+from octavo.core.values.space import TuningSpace, Unit
 from octavo.core.values.trial import Trial
 from tests import tiny
 
@@ -147,6 +149,52 @@ def test_an_answer_that_makes_no_sense_is_refused(
     with pytest.raises(PluginError, match="outcome"):
         octavo.quantize_model(
             tiny.chain(), "int8-static", tiny.calibration(), host=tiny.host()
+        )
+
+
+def test_ops_that_decide_together_go_together() -> None:
+    scheme = OpScheme(mode="weight_only", weight=QuantSpec(dtype="int8"))
+    reasons: dict[str, str] = {}
+    asked: list[Recipe] = []
+
+    def outcome(recipe: Recipe) -> dict[str, str]:
+        asked.append(recipe)
+        return {op: why for op, why in reasons.items() if op in recipe}
+
+    ops = ("a", "b", "c")
+    session = SimpleNamespace(outcome=outcome)
+    view = SimpleNamespace(by_name=dict.fromkeys(ops))
+    opened: Any = SimpleNamespace(name="mine", session=session, view=view)
+    units = [Unit("a", "linear", ("a", "b"), (scheme, FLOAT))]
+    units.append(Unit("c", "linear", ("c",), (scheme, FLOAT)))
+    space = TuningSpace("mine", tuple(units))
+    whole = space.recipe(dict.fromkeys(("a", "c"), scheme))
+    said: list[str] = []
+
+    reasons.update(a="too near")
+    # One of a pair alone: the recipe stays a point of the space, and the ledger tells.
+    assert Settling(opened, space, said.append)(whole) == whole
+    assert not said
+    reasons.update(b="too near")
+    settle = Settling(opened, space, said.append)
+    assert settle(whole) == space.recipe({"c": scheme})
+    assert space.contains(settle(whole))
+    assert len(said) == 1
+    assert "first met: a, b): too near" in said[0]
+    before = len(asked)
+    assert settle(whole) == settle(settle(whole))
+    assert len(asked) == before
+
+
+def test_a_strategy_is_given_what_settles_its_recipes(tmp_path: Path) -> None:
+    with prepared(tmp_path) as run:
+        joined: Any = run._plan.strategy()
+        problem = joined._strategies["tiny"].problem
+        space = problem.space
+        last = space.recipe({"layer.3": space.by_name["layer.3"].choices[0]})
+        assert not len(problem.settled(last))
+        assert problem.settled(space.recipe(space.first())) == space.recipe(
+            space.first()
         )
 
 
