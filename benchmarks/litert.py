@@ -42,6 +42,13 @@ SETTINGS = {
     "backends": [{"kind": "litert", "threads": THREADS}],
 }
 
+SCHEMES = {
+    "digits": "int8-static",
+    "rescaled": "int8-static+cle",
+    "encoder": "int8-static",
+}
+"""Network -> the scheme that is applied to all of it."""
+
 Files = dict[str, bytes]
 """Who made it -> a .tflite file."""
 
@@ -173,14 +180,22 @@ def faster(times: Mapping[str, list[float]], one: str, other: str) -> list[float
     return quantiles([slow / fast for slow, fast in pairs], n=4)
 
 
-def compared(title: str, model: Any, digits: Digits) -> list[str]:
-    """Tune a model, print all figures of it; return the bars that it misses."""
+def compared(title: str, model: Any, digits: Digits, scheme: str) -> list[str]:
+    """Tune a model, print all figures of it; return the bars that it misses.
+
+    Args:
+        title: The model's name.
+        model: Keras' own.
+        digits: Data.
+        scheme: What is applied to all of it, as TensorFlow's static int8 is, beside the search.
+    """
     print(f"\n{title}", flush=True)
     files = converted(model, digits)
     result = octavo.autotune(model, digits.accuracy, digits.train_x[:128], SETTINGS)
     files["octavo"] = saved_file(result)
-    plain = octavo.quantize_model(model, "int8-static", digits.train_x[:128])
-    files["octavo, all int8-static"] = saved_file(plain)
+    whole = octavo.quantize_model(model, scheme, digits.train_x[:128])
+    full = f"octavo {scheme}"
+    files[full] = saved_file(whole)
     x = np.ascontiguousarray(digits.test_x[:BATCH])
     times = timed(files, x)
     scores = {}
@@ -197,21 +212,18 @@ def compared(title: str, model: Any, digits: Digits) -> list[str]:
     for name, line in result.ledger.items():
         print(f"    {name:40} {line.realization:9} {line.applied}  {line.reason}")
     static = "TensorFlow static int8"
-    low, ratio, high = faster(times, "octavo", static)
     goal = (1 - TOLERANCE) * scores["float"]
-    print(
-        f"  octavo is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as TensorFlow's static int8"
-    )
-    keeps = scores[static] >= goal
-    print(
-        f"  which {'keeps' if keeps else 'LOSES'} the goal: {scores[static]:.4f} of {goal:.4f}"
-    )
+    keeps = "keeps" if scores[static] >= goal else "LOSES"
+    print(f"  {static} {keeps} the goal: {scores[static]:.4f} of {goal:.4f}")
     missed = []
-    # Where the rounds disagree about who is faster, the two are equally fast.
-    if keeps and high < 1:
-        missed.append(f"{title}: {ratio:.2f} of TensorFlow's static int8")
-    if scores["octavo"] < goal:
-        missed.append(f"{title}: accuracy {scores['octavo']:.4f} under {goal:.4f}")
+    for name in ("octavo", full):
+        low, ratio, high = faster(times, name, static)
+        print(f"  {name} is {ratio:.2f} [{low:.2f}, {high:.2f}] times as fast as it")
+        # Where the rounds disagree about who is faster, the two are equally fast.
+        if high < 1:
+            missed.append(f"{title}: {name} is {ratio:.2f} of TensorFlow's static int8")
+        if scores[name] < goal:
+            missed.append(f"{title}: {name} has {scores[name]:.4f} under {goal:.4f}")
     return missed
 
 
@@ -221,7 +233,7 @@ def main() -> int:
         print('left out: pip install "octavo[tensorflow]", as make demo-keras does')
         return 0
     digits = tune_keras.data()
-    asked = sys.argv[1:] or ["digits", "rescaled", "encoder"]
+    asked = sys.argv[1:] or list(SCHEMES)
     missed = []
     for name in asked:
         if name == "encoder":
@@ -230,7 +242,7 @@ def main() -> int:
             model = tune_keras.trained(digits, tune_keras.network())
         if name == "rescaled":
             model = rescaled(model)
-        missed += compared(name, model, digits)
+        missed += compared(name, model, digits, SCHEMES[name])
     print("\nmissed: " + ("; ".join(missed) or "no bar"))
     return int(bool(missed))
 
