@@ -44,5 +44,5 @@ class OpenVinoAdapter(Adapter):
         return capability(self.config, probe)
 
     def sample(self, kind: str) -> tuple[Any, Batch] | None:
-        """Return a model of one op and a batch for it."""
-        return sample(kind)
+        """Return a model of one op, of the size that models have, and a batch for it."""
+        return sample(kind, times=4)

@@ -30,10 +30,11 @@ def _between(make: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 
 def _recurrent(make: Callable[..., Any], states: int) -> Callable[..., Any]:
     def made(x: Any, w: Any, r: Any) -> Any:
-        state = ops.constant(np.zeros((2, 1, _WIDTH), np.float32))
+        hidden = r.get_output_shape(0)[-1]
+        state = ops.constant(np.zeros((2, 1, hidden), np.float32))
         bias = ops.constant(np.zeros(w.get_output_shape(0)[:2], np.float32))
-        steps = ops.constant(np.full(2, _STEPS))
-        return make(x, *[state] * states, steps, w, r, bias, _WIDTH, "forward")
+        steps = ops.constant(np.full(2, x.get_output_shape(0)[1]))
+        return make(x, *[state] * states, steps, w, r, bias, hidden, "forward")
 
     return made
 
@@ -74,12 +75,15 @@ _MODELS: dict[str, tuple[tuple[Shape, ...], tuple[Shape, ...], Callable[..., Any
 """Op type -> shapes of its inputs, of its weights, and what makes it of both."""
 
 
-def sample(kind: str, *, largest: bool = False) -> tuple[Any, Batch] | None:
+def sample(
+    kind: str, *, largest: bool = False, times: int = 1
+) -> tuple[Any, Batch] | None:
     """Return a model of one op of a type and a batch for it; None where there is none.
 
     Args:
         kind: The op's type.
         largest: All weights and inputs are of one size and sign.
+        times: How many times larger its axes are, those of a kernel left out.
     """
     if kind not in _MODELS:
         return None
@@ -92,10 +96,13 @@ def sample(kind: str, *, largest: bool = False) -> tuple[Any, Batch] | None:
         drawn = random.normal(size=shape) / math.sqrt(max(1, math.prod(shape[1:])))
         return drawn.astype(np.float32)
 
+    def grown(shapes: tuple[Shape, ...]) -> list[Shape]:
+        return [tuple(n if n < 4 else n * times for n in shape) for shape in shapes]
+
     shapes, weights, make = _MODELS[kind]
-    batch = [draw(shape) for shape in shapes] or [np.arange(_ROWS)]
+    batch = [draw(shape) for shape in grown(shapes)] or [np.arange(_ROWS)]
     inputs = [ops.parameter(array.shape, array.dtype) for array in batch]
     for place, port in enumerate(inputs):
         port.output(0).set_names({f"x{place}"})
-    made = make(*inputs, *[ops.constant(draw(shape)) for shape in weights])
+    made = make(*inputs, *[ops.constant(draw(shape)) for shape in grown(weights)])
     return ov.Model([made.output(0)], inputs, kind), tuple(batch)

@@ -27,8 +27,10 @@ _ALWAYS = ("octavo", "numpy", "torch", "onnx", "onnxruntime", "optuna")
 """Distributions whose versions are recorded where they are installed."""
 
 _BESIDE = {
+    "ai_edge_litert": "ai-edge-litert",
     "onnx_ir": "onnx-ir",
     "onnxscript": "onnxscript",
+    "openvino": "openvino",
     "peft": "peft",
     "safetensors": "safetensors",
     "scipy": "scipy",
