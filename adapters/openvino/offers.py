@@ -49,7 +49,9 @@ DYNAMIC = OpScheme(
     mode="dynamic", weight=_W8, input=QuantSpec(dtype="int8", granularity="group:32")
 )
 """Inputs are rounded in blocks of 32 when they come."""
-_LOOP = "products of two activations go through a plain loop on CPUs without VNNI: 0.8 of float's speed"
+_LOOP = (
+    "two activations meet in a plain loop on CPUs without VNNI: 0.8 of float's speed"
+)
 _PRODUCTS = ("linear", "conv", "conv_transpose")
 _RECURRENT = ("lstm", "gru")
 _PLAIN = ("add", "mul", "concat", "avg_pool")
