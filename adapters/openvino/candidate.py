@@ -145,5 +145,13 @@ class OpenVinoCandidate(CompiledCandidate):
         return digest(self.model)
 
     def write(self, folder: Path) -> None:
-        """Write ``model.xml`` and ``model.bin``, which plain OpenVINO loads."""
-        ov.save_model(self.model, folder / FILE, compress_to_fp16=False)
+        """Write ``model.xml`` and ``model.bin``, which plain OpenVINO loads.
+
+        How a key-value cache is held stands in them, and is taken up by a plain load.
+        """
+        model = self.model
+        if self.config.kv_cache is not None:
+            held = _PRECISIONS[self.config.kv_cache].get_type_name()
+            model = model.clone()
+            model.set_rt_info(held, [_OPTIONS, "KV_CACHE_PRECISION"])
+        ov.save_model(model, folder / FILE, compress_to_fp16=False)

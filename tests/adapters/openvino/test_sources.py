@@ -129,3 +129,15 @@ def test_biases_are_no_weights() -> None:
     assert not view.unclaimed
     claimed = {op.weight.name for op in view.ops if op.weight is not None}
     assert {held.name for held in session.census()} == claimed
+
+
+def test_a_plain_load_takes_up_how_the_cache_is_held(tmp_path: Path) -> None:
+    adapter = OpenVinoAdapter(OpenVinoConfig(kv_cache="uint8"))
+    session = adapter.open(as_openvino(models.transformer_block()))
+    session.apply(FLOAT, {}).save(tmp_path)
+    for held, wanted in (("uint8", "u8"), ("float16", "f16")):
+        adapter = OpenVinoAdapter(OpenVinoConfig(kv_cache=held))  # type: ignore[arg-type]
+        adapter.open(tmp_path / "model.xml").apply(FLOAT, {}).save(tmp_path)
+        compiled = ov.Core().compile_model(tmp_path / "model.xml", "CPU")
+        found = compiled.get_property("KV_CACHE_PRECISION")
+        assert found.get_type_name() == wanted
