@@ -32,8 +32,9 @@ from .codes import (
     version_of,
 )
 from .describe import Described
-from .graph import TYPES, Writer, buffer_of, quantization
+from .graph import TYPES, buffer_of, quantization
 from .site import Site
+from .writing import Writer
 
 
 class Emission(Writer):

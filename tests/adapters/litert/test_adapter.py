@@ -55,6 +55,16 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
         _open(path)
 
 
+def test_weights_behind_the_flatbuffer_are_refused(tmp_path: Path) -> None:
+    b = Builder()
+    y = b.dense(b.input((-1, 4)), _random(4, 4), None, "fc")
+    b.model.buffers[1].data, b.model.buffers[1].offset = None, 4096
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b.bytes(y))
+    with pytest.raises(ModelError, match="behind its flatbuffer"):
+        _open(path)
+
+
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     path.write_bytes(quantized(opened(models.mlp()), {"first": STATIC}).model)
