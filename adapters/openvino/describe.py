@@ -35,6 +35,8 @@ _TYPES = {
     "Squeeze": "reshape", "Unsqueeze": "reshape",
 }  # fmt: skip
 """OpenVINO's type of node -> the core's type of op; others are not shown."""
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_LONE = "no convolution writes for it alone: it would be computed in float, on rounded numbers"
 MOVERS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")
 """Types that move or select values of their first input and compute nothing."""
 _WEIGHTS = {
@@ -83,6 +85,7 @@ class Description:
         self.model = model
         self.ports: dict[str, tuple[str, int]] = {}
         self.sites: dict[str, Site] = {}
+        self._fused: set[str | None] = set()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._nodes = {n.get_friendly_name(): n for n in model.get_ordered_ops()}
         self._flow = Flow(
@@ -96,7 +99,7 @@ class Description:
             if name not in self._flow.absorbed and not name.startswith(STEP):
                 self._describe(node)
         ops = shared_weights(site.op for site in self.sites.values())
-        ops = keep_companions_float(ops)
+        ops = tuple(map(self._without_lone_sum, keep_companions_float(ops)))
         self.sites = {op.name: replace(self.sites[op.name], op=op) for op in ops}
         self.census = tuple(self._census())
         inputs = tuple(map(input_info, model.inputs))
@@ -158,6 +161,8 @@ class Description:
                 ["Add"],
                 lambda added: self._is_bias(node, weights[0], added),
             )
+            if absorbed is not None and kind == "conv":
+                self._fused.add(absorbed.node)
             if absorbed is not None:
                 bias, outputs = absorbed.what, [absorbed.value]
                 adds = self._nodes[absorbed.node]
@@ -226,6 +231,18 @@ class Description:
             name = f"{place[0]}:{place[1]}"
             self.ports[name] = place
         return name
+
+    def _without_lone_sum(self, op: Op) -> Op:
+        """Return a sum that becomes no part of a convolution's tail as one that stays float."""
+        if op.type != "add" or op.out_of_reach:
+            return op
+        alone = [value for value in op.inputs if self._flow.only_reader(value)]
+        writers = [self._flow.producer(value, *_CONVOLUTIONS) for value in alone]
+        if any(writers) or any(
+            self._flow.producer(v, "Add") in self._fused for v in alone
+        ):
+            return op
+        return replace(op, out_of_reach=_LONE)
 
     def _census(self) -> list[HeldWeight]:
         found = []

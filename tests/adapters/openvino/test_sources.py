@@ -141,3 +141,21 @@ def test_a_plain_load_takes_up_how_the_cache_is_held(tmp_path: Path) -> None:
         compiled = ov.Core().compile_model(tmp_path / "model.xml", "CPU")
         found = compiled.get_property("KV_CACHE_PRECISION")
         assert found.get_type_name() == wanted
+
+
+def test_a_sum_that_no_convolution_takes_in_stays_float() -> None:
+    random = np.random.default_rng(0)
+
+    def convolved(value: Any) -> Any:
+        weight = ops.constant(random.normal(size=(4, 4, 3, 3)).astype(np.float32))
+        return ops.convolution(value, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+
+    x = named([1, 4, 8, 8], "x")
+    first = convolved(x)
+    fused, lone = ops.add(first, convolved(first)), ops.add(first, ops.sigmoid(first))
+    fused.set_friendly_name("fused")
+    lone.set_friendly_name("lone")
+    ends = [convolved(fused).output(0), convolved(lone).output(0)]
+    view = ADAPTER.open(ov.Model(ends, [x], "")).describe()
+    assert not view.by_name["fused"].out_of_reach
+    assert "no convolution" in view.by_name["lone"].out_of_reach
