@@ -183,10 +183,11 @@ def _of_input(scheme: OpScheme) -> list[str]:
     shared = "" if scheme.weight is None else scheme.weight.granularity
     # With the weight's own groups, or one scale for all, the input needs no word.
     is_told_already = scheme.weight is None or inputs.granularity in ("tensor", shared)
-    if not is_told_already:
-        told.append(f"input {_shares(inputs)}")
-    if not _is_float_format(inputs) and not _is_usual_input(inputs):
-        told.append(f"{_codes(inputs)} input")
+    shares = "" if is_told_already else _shares(inputs)
+    is_unusual = not _is_float_format(inputs) and not _is_usual_input(inputs)
+    codes = _codes(inputs) if is_unusual else ""
+    if codes or shares:
+        told.append(" ".join(filter(None, (codes, "input", shares))))
     if inputs.scale_dtype:
         told.append(f"input scales in {inputs.scale_dtype}")
     return told
