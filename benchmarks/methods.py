@@ -16,7 +16,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from octavo.core.opening.rules import Rule
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
 from octavo.core.values.recipe import Recipe
-from octavo.core.values.scheme import PartChoice
+from octavo.core.values.scheme import OpScheme, PartChoice
+from octavo.core.values.space import Unit
 
 GROUP = "group:32"
 FORMATS: Mapping[str, dict[str, Any]] = {
@@ -138,28 +139,44 @@ class Bench:
         self.reference = [self._log_odds(self.model, x) for x in self.held_out]
 
     def quantized(
-        self, method: Method, weight: Mapping[str, Any]
-    ) -> tuple[Candidate, float]:
-        """Return a candidate and the seconds that it took after calibration."""
+        self, method: Method, formats: Sequence[str]
+    ) -> Iterator[tuple[str, Candidate, float]]:
+        """Yield (format, candidate, the seconds that it took after calibration).
+
+        Formats of one granularity are calibrated in one pass.
+        """
+        by_granularity: dict[str | None, list[str]] = {}
+        for name in formats:
+            granularity = FORMATS[name].get("granularity")
+            by_granularity.setdefault(granularity, []).append(name)
+        for alike in by_granularity.values():
+            yield from self._of_one_granularity(method, alike)
+
+    def _of_one_granularity(
+        self, method: Method, formats: Sequence[str]
+    ) -> Iterator[tuple[str, Candidate, float]]:
+        dtypes = [FORMATS[name]["dtype"] for name in formats]
         rules = [
             Rule(
                 types="linear",
                 mode="weight_only",
-                weight=dict(weight),
+                weight={**FORMATS[formats[0]], "dtype": dtypes},
                 algorithm=[method.algorithm],
             ),
             Rule(ops=self.tied, keep="float"),
         ]
         transforms = tuple(_part(table) for table in method.transforms)
+        recovery = tuple(_part(table) for table in method.recovery)
         space = build_space(self.opened, rules, require=transforms, simulated=True)
         realizer = Realizer(self.opened, space, self.host)
         realizer.calibrate(self.batches)
-        chosen = space.recipe(space.first())
-        recovery = tuple(_part(table) for table in method.recovery)
-        recipe = Recipe(dict(chosen.schemes), transforms, chosen.backend, recovery)
-        began = time.perf_counter()
-        candidate = realizer.candidate(recipe)
-        return candidate, time.perf_counter() - began
+        for name, dtype in zip(formats, dtypes, strict=True):
+            schemes = {u.name: _of_dtype(u, dtype) for u in space.tunable}
+            chosen = space.recipe(schemes)
+            recipe = Recipe(dict(chosen.schemes), transforms, chosen.backend, recovery)
+            began = time.perf_counter()
+            candidate = realizer.candidate(recipe)
+            yield name, candidate, time.perf_counter() - began
 
     def judged(self, candidate: Candidate) -> tuple[float, float]:
         """Return the mean divergence from the float model, nats a token, and perplexity."""
@@ -188,6 +205,14 @@ def _held_out(folder: Path, length: int = 256, rows: int = 8) -> list[torch.Tens
 
 def _part(table: Mapping[str, Any]) -> PartChoice:
     return PartChoice.model_validate(dict(table))
+
+
+def _of_dtype(unit: Unit, dtype: str) -> OpScheme:
+    """Return the choice of a unit whose weight has a dtype."""
+    weights = ((scheme, scheme.weight) for scheme in unit.choices)
+    return next(
+        scheme for scheme, weight in weights if weight and weight.dtype == dtype
+    )
 
 
 def _bytes(candidate: Candidate) -> int:
@@ -222,10 +247,10 @@ def main() -> None:
     )
     for name in given.methods or METHODS:
         method = _with_iterations(METHODS[name], given.iterations)
-        for wanted in given.bits.split(","):
-            if wanted not in method.formats:
-                continue
-            candidate, seconds = bench.quantized(method, FORMATS[wanted])
+        asked = [n for n in given.bits.split(",") if n in method.formats]
+        if not asked:
+            continue
+        for wanted, candidate, seconds in bench.quantized(method, asked):
             divergence, perplexity = bench.judged(candidate)
             print(
                 f"{name:24} {wanted:6} {divergence:9.5f} {perplexity:11.3f} {seconds:8.1f} "
