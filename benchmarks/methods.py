@@ -29,6 +29,7 @@ from benchmarks.algorithms import load_task
 from octavo.core.contract.adapter import Candidate
 from octavo.core.contract.plugins import PluginHost
 from octavo.core.opening.opening import open_model
+from octavo.core.opening.roundable import why_not_by
 from octavo.core.opening.rules import Rule
 from octavo.core.opening.spaces import build_space
 from octavo.core.quantizing.realize import Realizer
@@ -70,6 +71,13 @@ class Method:
     transforms: tuple[dict[str, Any], ...] = ()
     recovery: tuple[dict[str, Any], ...] = ()
     formats: Sequence[str] = tuple(FORMATS)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the weight algorithms, in the order of the chain."""
+        chain = self.algorithm
+        steps = chain if isinstance(chain, list) else [chain]
+        return [step["kind"] for step in steps]
 
 
 AWQ = {"kind": "awq"}
@@ -137,6 +145,12 @@ class Bench:
         ]
         self.held_out = _held_out(folder)
         self.reference = [self._log_odds(self.model, x) for x in self.held_out]
+
+    def why_not(self, method: Method, wanted: str) -> str:
+        """Return why a method cannot round to a format; empty where it can."""
+        dtype = FORMATS[wanted]["dtype"]
+        reasons = [why_not_by(kind, dtype, self.host) for kind in method.kinds]
+        return next(filter(None, reasons), "")
 
     def quantized(
         self, method: Method, formats: Sequence[str]
@@ -247,9 +261,15 @@ def main() -> None:
     )
     for name in given.methods or METHODS:
         method = _with_iterations(METHODS[name], given.iterations)
-        asked = [n for n in given.bits.split(",") if n in method.formats]
-        if not asked:
-            continue
+        asked = []
+        for wanted in given.bits.split(","):
+            if wanted not in method.formats:
+                continue
+            why_not = bench.why_not(method, wanted)
+            if why_not:
+                print(f"{name:24} {wanted:6} {why_not}")
+            else:
+                asked.append(wanted)
         for wanted, candidate, seconds in bench.quantized(method, asked):
             divergence, perplexity = bench.judged(candidate)
             print(
