@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,89 +10,15 @@ from typing import Any
 import numpy as np
 import openvino as ov
 
-from octavo.plugin import Applied, CompiledCandidate, DeviceError, Recipe, raised_as
+from octavo.plugin import Applied, Batch, CompiledCandidate, Recipe, feed
 
 from . import OpenVinoConfig
 from .describe import input_info
+from .figures import Owners, bytes_by_op, profile
 from .prepare import core, digest
+from .running import OPTIONS, PRECISIONS, Executable, compile_model
 
 FILE = "model.xml"
-_PRECISIONS = {
-    "float32": ov.Type.f32, "float16": ov.Type.f16, "bfloat16": ov.Type.bf16,
-    "uint8": ov.Type.u8,
-}  # fmt: skip
-_OPTIONS = "runtime_options"
-"""What OpenVINO reads of a saved model as settings of its own (``rt_info`` of the IR)."""
-_GROUP = "DYNAMIC_QUANTIZATION_GROUP_SIZE"
-
-
-class Executable:
-    """A compiled model with a request for each thread that runs it.
-
-    Attributes:
-        compiled: OpenVINO's.
-    """
-
-    def __init__(self, compiled: Any) -> None:
-        self.compiled = compiled
-        self._local = threading.local()
-
-    def run(self, fed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run one batch; the outputs are copies."""
-        request = getattr(self._local, "request", None)
-        if request is None:
-            request = self.compiled.create_infer_request()
-            self._local.request = request
-        # A decoder's state belongs to one batch.
-        request.reset_state()
-        request.infer(dict(fed))
-        count = len(self.compiled.outputs)
-        return [np.array(request.get_output_tensor(i).data) for i in range(count)]
-
-
-def compile_model(model: Any, config: OpenVinoConfig, **options: Any) -> Any:
-    """Compile a model under the backend's settings.
-
-    Args:
-        model: An ``ov.Model``.
-        config: The settings.
-        **options: OpenVINO's own, which go before.
-
-    Raises:
-        DeviceError: If the CPU plugin refuses the model or a setting.
-    """
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _PRECISIONS[config.precision],
-        "NUM_STREAMS": config.streams,
-        "PERFORMANCE_HINT": config.hint.upper(),
-        _GROUP: dynamic_group(model),
-    }
-    if config.cache is not None:
-        # Models may be secrets: nobody else reads what was compiled of them.
-        Path(config.cache).mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings["CACHE_DIR"] = config.cache
-    if config.threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = config.threads
-    if config.kv_cache is not None:
-        settings["KV_CACHE_PRECISION"] = _PRECISIONS[config.kv_cache]
-    with raised_as(
-        DeviceError, "OpenVINO cannot compile the model", "keep more in float"
-    ):
-        return core().compile_model(model, "CPU", {**settings, **options})
-
-
-def dynamic_group(model: Any) -> int:
-    """Return in what blocks activations are quantized at run time; 0 where they are not.
-
-    The default is 32, which rounds the inputs of every op with a packed weight.
-    """
-    path = [_OPTIONS, _GROUP]
-    return int(model.get_rt_info(path).astype(str)) if model.has_rt_info(path) else 0
-
-
-def set_dynamic_group(model: Any, size: int) -> None:
-    """Write into a model in what blocks it quantizes activations, so that a plain load does too."""
-    model.set_rt_info(str(size), [_OPTIONS, _GROUP])
 
 
 class OpenVinoCandidate(CompiledCandidate):
@@ -104,6 +29,7 @@ class OpenVinoCandidate(CompiledCandidate):
         config: The card's settings.
         recipe: What was asked for.
         ledger: What became of each op.
+        owners: Whose its nodes are; None where that is not known.
     """
 
     def __init__(
@@ -112,8 +38,10 @@ class OpenVinoCandidate(CompiledCandidate):
         config: OpenVinoConfig,
         recipe: Recipe,
         ledger: Mapping[str, Applied] | None,
+        owners: Owners | None = None,
     ) -> None:
         self.config = config
+        self._owners = owners
         super().__init__(model, recipe, ledger, tuple(map(input_info, model.inputs)))
 
     def compile(self) -> Executable:
@@ -151,7 +79,22 @@ class OpenVinoCandidate(CompiledCandidate):
         """
         model = self.model
         if self.config.kv_cache is not None:
-            held = _PRECISIONS[self.config.kv_cache].get_type_name()
+            held = PRECISIONS[self.config.kv_cache].get_type_name()
             model = model.clone()
-            model.set_rt_info(held, [_OPTIONS, "KV_CACHE_PRECISION"])
+            model.set_rt_info(held, [OPTIONS, "KV_CACHE_PRECISION"])
         ov.save_model(model, folder / FILE, compress_to_fp16=False)
+
+    def profile(self, batch: Batch, seconds: float) -> Mapping[str, float]:
+        """Return the milliseconds of each op in a call, by OpenVINO's counters."""
+        if self._owners is None:
+            return {}
+        fed = feed(batch, self.inputs)
+        return profile(self.model, self.config, self._owners, fed, seconds)
+
+    def bytes_by_op(self) -> Mapping[str, int]:
+        """Return the bytes of each op's constants in the file of weights."""
+        if self._owners is None:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+            self.write(Path(folder))
+            return bytes_by_op(Path(folder) / FILE, self._owners)

@@ -14,6 +14,9 @@ import openvino.opset13 as ops
 
 Port = Any
 
+BACK = "/turned back"
+"""Marks the names of the nodes that bring a convolution's result into the model's own layout."""
+
 _PASSES = frozenset(
     {
         "Add",
@@ -63,7 +66,7 @@ def convolve(product: Any, weight: Port) -> Any:
         last = written = node.output(0)
     readers = list(last.get_target_inputs())
     names = last.get_names()
-    back = _channels_last(written, rank)
+    back = _channels_last(written, rank, product.get_friendly_name())
     for reader in readers:
         reader.replace_source_output(back.output(0))
     last.set_names(set())
@@ -97,11 +100,15 @@ def _channels_first(port: Port, rank: int) -> Port:
     return ops.transpose(port, ops.constant(np.array(first))).output(0)
 
 
-def _channels_last(port: Port, rank: int) -> Any:
+def _channels_last(port: Port, rank: int, name: str) -> Any:
+    order = _orders(rank)[1]
     if rank == 2:
         image = ops.squeeze(port, ops.constant(0))
-        return ops.transpose(image, ops.constant(np.array([1, 0])))
-    return ops.transpose(port, ops.constant(np.array(_orders(rank)[1])))
+        image.set_friendly_name(f"{name}{BACK} as rows")
+        port, order = image.output(0), [1, 0]
+    turned = ops.transpose(port, ops.constant(np.array(order)))
+    turned.set_friendly_name(f"{name}{BACK}")
+    return turned
 
 
 def _follower(port: Port, rank: int) -> tuple[Any, int] | None:

@@ -16,7 +16,7 @@ from octavo.plugin import ModelError, raised_as, unique_names
 
 from .attention import unguard
 
-_WITHOUT_BIAS = "/WithoutBiases"
+WITHOUT_BIAS = "/WithoutBiases"
 """What OpenVINO's ONNX reader adds to the name of a product whose bias it makes an Add of."""
 
 
@@ -133,21 +133,26 @@ def _keep_halves(model: Any) -> None:
 _ORDER = {"Parameter": 0, "Result": 0, "Constant": 2}
 
 
+def fused_names(node: Any) -> list[str]:
+    """Return the names of the nodes that OpenVINO's passes have made one of."""
+    info = node.get_rt_info()
+    if "fused_names_0" not in info:
+        return []
+    names: str = info["fused_names_0"].astype(str)
+    return names.split(",")
+
+
 def _origin(node: Any, kinds: dict[str, str]) -> str:
     """Return the name of the node that one was made of; its type where it has none."""
     own: str = node.get_friendly_name()
     kind: str = node.get_type_name()
     if own in kinds or kind in ("Parameter", "Result"):
-        return own.removesuffix(_WITHOUT_BIAS)
-    info = node.get_rt_info()
-    fused: list[str] = []
-    if "fused_names_0" in info:
-        fused = info["fused_names_0"].astype(str).split(",")
+        return own.removesuffix(WITHOUT_BIAS)
     # A convolution with its batch norm is called as the convolution; a norm that was written out
     # as the first of its nodes.
-    known = [name for name in fused if name in kinds]
+    known = [name for name in fused_names(node) if name in kinds]
     known.sort(key=lambda name: kinds[name] != kind)
-    return known[0].removesuffix(_WITHOUT_BIAS) if known else kind
+    return known[0].removesuffix(WITHOUT_BIAS) if known else kind
 
 
 def _of_constant(node: Any, kinds: dict[str, str]) -> str:

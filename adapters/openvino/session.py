@@ -30,17 +30,14 @@ from octavo.plugin import (
 )
 
 from . import OpenVinoConfig
-from .candidate import (
-    Executable,
-    OpenVinoCandidate,
-    compile_model,
-    set_dynamic_group,
-)
+from .candidate import OpenVinoCandidate
 from .describe import Description
 from .emit import Emitter
+from .figures import owners_in
 from .offers import DYNAMIC, STATIC, capability
 from .prepare import digest, prepared
 from .rescaling import rescale
+from .running import Executable, compile_model, set_dynamic_group
 from .samples import sample
 from .witness import executed, lines
 
@@ -70,6 +67,7 @@ class OpenVinoSession(Session):
         view = self._found.view
         groups = (*view.groups, *step_groups(view.ops))
         self._view = replace(view, groups=groups if rescaled is None else rescaled[1])
+        self._owners = owners_in(self._found, source)
         self._watched: tuple[tuple[str, ...], Executable] | None = None
 
     def describe(self) -> ModelView:
@@ -122,7 +120,7 @@ class OpenVinoSession(Session):
     ) -> OpenVinoCandidate:
         """Carry a recipe out, and read in the execution graph what became of each op."""
         model = self.emitted(parameters, convolves=convolves())
-        candidate = OpenVinoCandidate(model, self.config, recipe, {})
+        candidate = OpenVinoCandidate(model, self.config, recipe, {}, self._owners)
         nodes = executed(candidate.compiled.compiled)
         return candidate.with_ledger(
             _with_dynamic(lines(self._found, parameters, nodes), parameters)
@@ -156,10 +154,8 @@ class OpenVinoSession(Session):
 
     def reference(self) -> OpenVinoCandidate:
         """Return the model as it was given."""
-        lines: dict[str, Applied] = {}
-        return OpenVinoCandidate(
-            self._source, self.config, Recipe(backend="openvino"), lines
-        )
+        recipe = Recipe(backend="openvino")
+        return OpenVinoCandidate(self._source, self.config, recipe, {}, self._owners)
 
     def fingerprint(self) -> str:
         """Digest of structure and weights of the source."""

@@ -54,26 +54,34 @@ def executed(compiled: Any) -> dict[str, list[Executed]]:
     """Return the nodes that a compiled model runs, by the names of those that they were made of."""
     found: dict[str, list[Executed]] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
+        layer, names = names_of(node)
         info = node.get_rt_info()
-        texts = {key: _text(info, key) for key in _KEYS}
-        shown = Executed(
-            texts["layerType"], texts["primitiveType"], texts["runtimePrecision"]
+        kernel, precision = (
+            _text(info, "primitiveType"),
+            _text(info, "runtimePrecision"),
         )
-        # Where a node was written anew, its own name is right and the list is another node's.
-        names = (node.get_friendly_name(), *texts["originalLayersNames"].split(","))
-        for name in dict.fromkeys(map(_plain, names)):
-            found.setdefault(name, []).append(shown)
+        for name in names:
+            found.setdefault(name, []).append(Executed(layer, kernel, precision))
     return found
 
 
-_KEYS = ("layerType", "primitiveType", "runtimePrecision", "originalLayersNames")
+def names_of(node: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the layer that a node of an execution graph is, and what it was made of."""
+    info = node.get_rt_info()
+    # Where a node was written anew, its own name is right and the list is another node's.
+    names = (
+        node.get_friendly_name(),
+        *_text(info, "originalLayersNames").split(","),
+    )
+    return _text(info, "layerType"), tuple(dict.fromkeys(map(plain, names)))
 
 
 def _text(info: Any, key: str) -> str:
     return str(info[key].astype(str)) if key in info else ""
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Return the name of the node that one was written anew for."""
     for suffix in _SUFFIXES:
         name = name.split(suffix)[0]
     return name

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("openvino")
 
 from octavo.adapters.openvino import candidate
-from octavo.adapters.openvino.candidate import compile_model
+from octavo.adapters.openvino.running import compile_model
 from octavo.adapters.openvino.session import OpenVinoSession
 from tests.adapters.onnx import models
 from tests.adapters.openvino.test_conformance import case_of
