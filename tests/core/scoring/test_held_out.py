@@ -16,7 +16,7 @@ from tests import tiny
 
 
 def recipe_of(model: Any) -> octavo.Recipe:
-    recipe: octavo.Recipe = model.__closure__[0].cell_contents.recipe
+    recipe: octavo.Recipe = model.recipe
     return recipe
 
 

@@ -158,7 +158,7 @@ def test_noise_that_the_float_models_two_scores_did_not_show_is_noticed_at_the_e
         return (
             0.9
             + shift
-            - (0.3 if len(model.__closure__[0].cell_contents.recipe) else 0.0)
+            - (0.3 if len(model.recipe) else 0.0)
         )
 
     accuracy = {"tolerance": 0.345, "mode": "relative", "guard": False}

@@ -35,7 +35,7 @@ seen: list[np.ndarray] = []
 
 
 def recipe_of(model: Any) -> octavo.Recipe:
-    return model.__closure__[0].cell_contents.recipe
+    return model.recipe
 
 
 def tune(score: Any, path: Path, **settings: Any) -> octavo.Result:

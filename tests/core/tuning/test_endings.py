@@ -426,7 +426,7 @@ def test_trials_carry_no_password(tmp_path: Path) -> None:
     def score(model: Any) -> float:
         if (
             not isinstance(model, tiny.Chain)
-            and model.__closure__[0].cell_contents.recipe.schemes
+            and model.recipe.schemes
         ):
             raise OSError("cannot reach mysql://reader:hunter2hunter2@host/labels")
         return tiny.accuracy(model)

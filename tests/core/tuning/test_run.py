@@ -256,7 +256,7 @@ def test_lower_is_better(tune: Callable[..., octavo.Result]) -> None:
     assert "error <=" in result.goal
     missed = tune(
         lambda model: (
-            10.0 if not model.__closure__[0].cell_contents.recipe.schemes else 30.0
+            10.0 if not model.recipe.schemes else 30.0
         ),
         higher_is_better=False,
         study="other",
@@ -391,13 +391,13 @@ def test_a_signal_keeps_the_best_so_far(tmp_path: Path, sent: signal.Signals) ->
 
 def _dies(model: Any) -> float:
     """Crashes the process that scores a quantized model, as a faulty kernel would."""
-    if model.__closure__[0].cell_contents.recipe.schemes:
+    if model.recipe.schemes:
         os.kill(os.getpid(), signal.SIGSEGV)
     return tiny.accuracy(model)
 
 
 def _hangs(model: Any) -> float:
-    if model.__closure__[0].cell_contents.recipe.schemes:
+    if model.recipe.schemes:
         time.sleep(60)
     return tiny.accuracy(model)
 
