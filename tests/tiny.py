@@ -55,8 +55,9 @@ def chain() -> Chain:
 
 
 def calibration() -> list[np.ndarray]:
+    """Return batches of their own: a test may try what happens to one that is written to."""
     x, _ = digits()
-    return [x[i : i + 64] for i in range(0, 256, 64)]
+    return [x[i : i + 64].copy() for i in range(0, 256, 64)]
 
 
 def accuracy(model: object) -> float:
