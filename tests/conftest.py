@@ -27,14 +27,7 @@ settings.load_profile("octavo")
 
 
 @pytest.fixture
-def logged(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> pytest.LogCaptureFixture:
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What octavo logs from INFO on."""
-    # A tool that another test runs in this process (import-linter) switches every logger off that
-    # is there.
-    for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith("octavo") and isinstance(logger, logging.Logger):
-            monkeypatch.setattr(logger, "disabled", False)
     caplog.set_level(logging.INFO, logger="octavo")
     return caplog

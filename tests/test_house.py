@@ -20,6 +20,9 @@ FRAMEWORKS = (
     "onnx_ir",
     "sklearn",
     "transformers",
+    "openvino",
+    "ai_edge_litert",
+    "tensorflow",
     "matplotlib",
     "typer",
 )
@@ -39,11 +42,15 @@ def python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_imports_go_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlinter.cli import lint_imports
-
-    monkeypatch.chdir(ROOT)
-    assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+def test_imports_go_one_way() -> None:
+    # In a process of its own: import-linter switches every logger off that is there.
+    code = f"""
+import os, sys
+from importlinter.cli import lint_imports
+os.chdir({str(ROOT)!r})
+sys.exit(lint_imports(config_filename="pyproject.toml", no_cache=True))
+"""
+    assert "0 broken" in python(code)
 
 
 def test_importing_octavo_brings_no_framework() -> None:

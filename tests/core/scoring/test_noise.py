@@ -155,11 +155,7 @@ def test_noise_that_the_float_models_two_scores_did_not_show_is_noticed_at_the_e
 
     def score(model: Any) -> float:
         shift = 0.0 if next(calls) < 2 else float(random.normal(0, 0.01))
-        return (
-            0.9
-            + shift
-            - (0.3 if len(model.recipe) else 0.0)
-        )
+        return 0.9 + shift - (0.3 if len(model.recipe) else 0.0)
 
     accuracy = {"tolerance": 0.345, "mode": "relative", "guard": False}
     result = tune(tmp_path / "h.db", score, accuracy=accuracy)

@@ -424,10 +424,7 @@ def test_first_runs_at_once_on_a_fresh_database_all_open(postgres: str) -> None:
 
 def test_trials_carry_no_password(tmp_path: Path) -> None:
     def score(model: Any) -> float:
-        if (
-            not isinstance(model, tiny.Chain)
-            and model.recipe.schemes
-        ):
+        if not isinstance(model, tiny.Chain) and model.recipe.schemes:
             raise OSError("cannot reach mysql://reader:hunter2hunter2@host/labels")
         return tiny.accuracy(model)
 

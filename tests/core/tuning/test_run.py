@@ -255,9 +255,7 @@ def test_lower_is_better(tune: Callable[..., octavo.Result]) -> None:
     assert result.goal_met
     assert "error <=" in result.goal
     missed = tune(
-        lambda model: (
-            10.0 if not model.recipe.schemes else 30.0
-        ),
+        lambda model: 10.0 if not model.recipe.schemes else 30.0,
         higher_is_better=False,
         study="other",
         max_trials=2,

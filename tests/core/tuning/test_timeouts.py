@@ -146,10 +146,7 @@ def test_calibration_counts_and_is_ended(tmp_path: Path) -> None:
 
 def swallows(model: Any) -> float:
     """Goes on after whatever is raised in it, as an evaluation that skips broken batches does."""
-    if (
-        not isinstance(model, tiny.Chain)
-        and model.recipe.schemes
-    ):
+    if not isinstance(model, tiny.Chain) and model.recipe.schemes:
         for _ in range(100):
             try:
                 time.sleep(0.1)
