@@ -13,8 +13,8 @@ import openvino as ov
 from octavo.plugin import Applied, Batch, CompiledCandidate, Recipe, feed
 
 from . import OpenVinoConfig
-from .describe import input_info
 from .figures import Owners, bytes_by_op, profile
+from .ports import input_info
 from .prepare import core, digest
 from .running import OPTIONS, PRECISIONS, Executable, compile_model
 

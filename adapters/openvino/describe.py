@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ import numpy as np
 from octavo.plugin import (
     Flow,
     HeldWeight,
-    InputInfo,
     ModelView,
     Op,
     Weight,
@@ -23,6 +22,8 @@ from octavo.plugin import (
     tied_groups,
     unclaimed_of,
 )
+
+from .ports import constant, dtype_of, input_info, name_of, shape_of
 
 _TYPES = {
     "Convolution": "conv", "GroupConvolution": "conv", "MatMul": "linear", "Gather": "embedding",
@@ -79,6 +80,7 @@ class Description:
         ports: Value name -> (node, index of its output).
         view: As the core sees it, without groups for rescaling.
         census: Its floating constants of two or more dimensions.
+        ends: Values that somebody reads who is no operation here: outputs, and what is not shown.
     """
 
     def __init__(self, model: Any) -> None:
@@ -102,6 +104,7 @@ class Description:
         ops = tuple(map(self._without_lone_sum, keep_companions_float(ops)))
         self.sites = {op.name: replace(self.sites[op.name], op=op) for op in ops}
         self.census = tuple(self._census())
+        self.ends = frozenset(self._ends())
         inputs = tuple(map(input_info, model.inputs))
         outputs = tuple(map(name_of, model.outputs))
         groups = tuple(tied_groups(ops, by_type=True))
@@ -114,6 +117,17 @@ class Description:
             return None
         array = np.asarray(self._nodes[name].data, np.float32)
         return array.reshape(self._shapes[name])
+
+    def node_type(self, name: str) -> str:
+        """Return OpenVINO's type of an operation."""
+        return str(self._nodes[name].get_type_name())
+
+    def _ends(self) -> Iterator[str]:
+        known = {*self.sites, *self._flow.absorbed}
+        for name, node in self._nodes.items():
+            # Who asks for a shape alone reads no channel.
+            if name not in known and node.get_type_name() != "ShapeOf":
+                yield from map(self._value, node.input_values())
 
     def _describe(self, node: Any) -> None:
         kind = _TYPES.get(node.get_type_name(), "")
@@ -261,43 +275,6 @@ class Description:
                 HeldWeight(name, shape, dtype_of(node.get_element_type()), why)
             )
         return found
-
-
-def constant(port: Any) -> Any | None:
-    """Return the float constant behind a port, decompressed or not; None where there is none."""
-    node = port.get_node()
-    if node.get_type_name() == "Convert" and node.get_element_type().is_real():
-        node = node.input_value(0).get_node()
-    is_float = node.get_type_name() == "Constant" and node.get_element_type().is_real()
-    return node if is_float else None
-
-
-def name_of(port: Any) -> str:
-    """Return the name of a value: its tensor's, or its node's where that has none."""
-    names = port.get_names()
-    if names:
-        return str(min(names))
-    node = port.get_node().get_friendly_name()
-    return node if port.get_index() == 0 else f"{node}:{port.get_index()}"
-
-
-def shape_of(port: Any) -> tuple[int | None, ...] | None:
-    """Return a value's shape, None for what is dynamic."""
-    found = port.get_partial_shape()
-    if found.rank.is_dynamic:
-        return None
-    return tuple(None if d.is_dynamic else d.get_length() for d in found)
-
-
-def input_info(port: Any) -> InputInfo:
-    """Return what a model takes at one of its inputs."""
-    return InputInfo(name_of(port), shape_of(port), dtype_of(port.get_element_type()))
-
-
-def dtype_of(element: Any) -> str:
-    """Return NumPy's name of an element type."""
-    is_bfloat16 = element.get_type_name() == "bf16"
-    return "bfloat16" if is_bfloat16 else str(element.to_dtype().name)
 
 
 def _is_activation(port: Any) -> bool:

@@ -26,7 +26,6 @@ from octavo.plugin import (
     Sink,
     feed,
     one_op_parameters,
-    step_groups,
 )
 
 from . import OpenVinoConfig
@@ -36,7 +35,7 @@ from .emit import Emitter
 from .figures import owners_in
 from .offers import DYNAMIC, STATIC, capability
 from .prepare import digest, prepared
-from .rescaling import rescale
+from .rescaling import rescale, rescale_groups
 from .running import Executable, compile_model, set_dynamic_group
 from .samples import sample
 from .witness import executed, lines
@@ -65,7 +64,7 @@ class OpenVinoSession(Session):
         model = prepared(source) if rescaled is None else rescaled[0]
         self._found = Description(model)
         view = self._found.view
-        groups = (*view.groups, *step_groups(view.ops))
+        groups = (*view.groups, *rescale_groups(self._found))
         self._view = replace(view, groups=groups if rescaled is None else rescaled[1])
         self._owners = owners_in(self._found, source)
         self._watched: tuple[tuple[str, ...], Executable] | None = None
